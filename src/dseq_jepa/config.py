@@ -1,0 +1,283 @@
+"""What a configuration file means: one typed, closed description of an experiment.
+
+    python -c 'from dseq_jepa.config import load; print(load("configs/demo.yaml").name)'
+
+Everything is checked before any job starts: keys, types, ranges and every name that points at another entry. Each
+problem is one line: file, key path, what is wrong, the nearest valid name.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dseq_jepa.closed import Closed
+from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureSettings
+from dseq_jepa.errors import ConfigError
+from dseq_jepa.evaluation.settings import EvaluationSettings
+from dseq_jepa.methods.settings import MethodSettings
+from dseq_jepa.models.settings import ArchitectureSettings
+from dseq_jepa.tables.settings import TableSettings
+from dseq_jepa.training.settings import Recipe, SelectionSettings
+
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+Name = str
+
+
+class ComputeSettings(Closed):
+    """How a job computes. These change results in the last bits, so they are configuration and not reservations."""
+
+    device: Literal["cpu", "cuda"]
+    threads: int = Field(ge=1)
+    """Compute threads of one process on the CPU."""
+
+
+class TrackingSettings(Closed):
+    """The MLflow mirror of the journals."""
+
+    experiment: str | None = None
+    """MLflow experiment; the configuration's name unless given."""
+
+
+class Experiment(Closed):
+    """A whole configuration file."""
+
+    name: str = Field(pattern=NAME)
+    """Results go to results/<name>."""
+    results: Path = Path("results")
+    seeds: list[int] = Field(min_length=1)
+    """One pre-training per method, architecture and seed."""
+    compute: ComputeSettings
+    loading: LoadingSettings
+    data: dict[str, DatasetSettings]
+    miniature: MiniatureSettings | None = None
+    """Generate the data sets instead of expecting them."""
+    architectures: dict[str, ArchitectureSettings]
+    recipes: dict[str, Recipe]
+    methods: dict[str, MethodSettings]
+    pretraining_data: str = "imagenet"
+    """Which entry of `data` is pre-trained on."""
+    selection: SelectionSettings = SelectionSettings()
+    evaluations: dict[str, EvaluationSettings]
+    groups: dict[str, list[str]]
+    """Evaluations that one job runs on a model, so that start-up is paid once; each belongs to exactly one group."""
+    tables: dict[str, TableSettings]
+    tracking: TrackingSettings = TrackingSettings()
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this experiment is written."""
+        return self.results / self.name
+
+    def group_of(self, evaluation: str) -> str:
+        """The group whose job measures an evaluation."""
+        return next(group for group, members in self.groups.items() if evaluation in members)
+
+
+def load(path: str | Path) -> Experiment:
+    """Read, check and return a configuration file.
+
+    Raises:
+        ConfigError: naming the file, the key path and the nearest valid name of every problem.
+
+    """
+    return from_mapping(read_yaml(path), str(path))
+
+
+def from_mapping(mapping: Mapping[str, Any], source: str) -> Experiment:
+    """Check an already parsed configuration; `source` is named in errors."""
+    try:
+        experiment = Experiment.model_validate_json(json.dumps(mapping))
+    except ValidationError as error:
+        raise ConfigError(source, _explain(error, mapping)) from None
+    except TypeError as error:
+        raise ConfigError(source, [f"not representable as JSON: {error}"]) from None
+    problems = list(_dangling(experiment))
+    if problems:
+        raise ConfigError(source, problems)
+    return experiment
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice; plain YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Parse a YAML file into a mapping with unique keys."""
+    try:
+        content = yaml.load(Path(path).read_text(), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(str(path), [f"{line}{error.problem}"]) from None
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), ["expected a mapping of keys to values"])
+    return content
+
+
+def _explain(error: ValidationError, mapping: Mapping[str, Any]) -> list[str]:
+    return [_sentence(problem, mapping) for problem in error.errors(include_url=False)]
+
+
+def _sentence(problem: Any, mapping: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key; {nearest(str(problem['loc'][-1]), _fields_at(problem['loc'][:-1]))}"
+        case "missing":
+            return f"{where}: required but not given"
+        case "float_type" | "int_type" if _is_number(problem["input"]):
+            hint = (
+                "; YAML reads 1e-4 as text, write 1.0e-4" if "e" in problem["input"].lower() else "; remove the quotes"
+            )
+            return f"{where}: expected a number, got the text {problem['input']!r}{hint}"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}"
+        case _:
+            return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(problem['input'])}"
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(location: Iterable[str | int]) -> list[str]:
+    """Valid keys at a key path, found by walking the settings classes' JSON schema."""
+    schema = Experiment.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(node, schema)
+        if isinstance(part, int):
+            node = node.get("items", {})
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        else:
+            node = node.get("additionalProperties") or {}
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    for option in node.get("anyOf", []):
+        if option.get("type") != "null":
+            node = option
+            break
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f'did you mean "{close[0]}"?' if close else f"valid: {', '.join(valid) or 'none'}"
+
+
+def _dangling(experiment: Experiment) -> Iterable[str]:
+    """Names that point at nothing, and combinations that no single entry can see."""
+    yield from _bad_names(experiment)
+    for key, architecture in experiment.architectures.items():
+        yield from _unknown(f"architectures.{key}.recipe", architecture.recipe, experiment.recipes)
+    yield from _unknown("pretraining_data", experiment.pretraining_data, experiment.data)
+    for key, evaluation in experiment.evaluations.items():
+        yield from _unknown(f"evaluations.{key}.data", evaluation.data, experiment.data)
+    yield from _bad_groups(experiment)
+    for key, table in experiment.tables.items():
+        for i, column in enumerate(table.columns):
+            if column.evaluation is not None:
+                yield from _unknown(f"tables.{key}.columns.{i}.evaluation", column.evaluation, experiment.evaluations)
+        metrics = [column.metric for column in table.columns]
+        for i, metric in enumerate(table.average or []):
+            yield from _unknown(f"tables.{key}.average.{i}", metric, metrics)
+        systems = [row.reported for row in table.rows]
+        for i, row in enumerate(table.rows):
+            if row.method is not None:
+                yield from _unknown(f"tables.{key}.rows.{i}.method", row.method, experiment.methods)
+            if row.architecture is not None:
+                yield from _unknown(f"tables.{key}.rows.{i}.architecture", row.architecture, experiment.architectures)
+            if row.baseline is not None:
+                yield from _unknown(f"tables.{key}.rows.{i}.baseline", row.baseline, systems)
+    yield from _impossible_pairs(experiment)
+
+
+def _unknown(where: str, name: str, valid: Iterable[str]) -> Iterable[str]:
+    if name not in valid:
+        yield f'{where}: "{name}" is not defined; {nearest(name, valid)}'
+
+
+def _bad_names(experiment: Experiment) -> Iterable[str]:
+    for section in ("data", "architectures", "recipes", "methods", "evaluations", "groups", "tables"):
+        for name in getattr(experiment, section):
+            if not re.match(NAME, name):
+                yield f'{section}.{name}: names become folders; use lower-case letters, digits and single "-"'
+    if len(set(experiment.seeds)) != len(experiment.seeds) or min(experiment.seeds) < 0:
+        yield f"seeds: {experiment.seeds} must be different numbers from 0 on"
+
+
+def _bad_groups(experiment: Experiment) -> Iterable[str]:
+    placed: dict[str, str] = {}
+    for group, members in experiment.groups.items():
+        for i, member in enumerate(members):
+            yield from _unknown(f"groups.{group}.{i}", member, experiment.evaluations)
+            if member in placed:
+                yield f'groups.{group}.{i}: "{member}" already belongs to group "{placed[member]}"'
+            placed[member] = group
+    for evaluation in experiment.evaluations:
+        if evaluation not in placed:
+            yield f'evaluations.{evaluation}: belongs to no group; add it to one under "groups"'
+
+
+def _impossible_pairs(experiment: Experiment) -> Iterable[str]:
+    """A method on an architecture that a table asks for, but whose settings contradict each other."""
+    used = {
+        (row.method, row.architecture)
+        for table in experiment.tables.values()
+        for row in table.rows
+        if row.method in experiment.methods and row.architecture in experiment.architectures
+    }
+    for method_name, architecture_name in sorted(used, key=str):
+        method, architecture = experiment.methods[str(method_name)], experiment.architectures[str(architecture_name)]
+        hidden = round(method.blocks.targets * method.blocks.target_scale[1] * architecture.patches)
+        if architecture.patches - hidden < method.blocks.min_context:
+            yield (
+                f"methods.{method_name}.blocks.min_context: {method.blocks.min_context} visible patches cannot be kept "
+                f"on {architecture_name}: {method.blocks.targets} targets can hide {hidden} of {architecture.patches}"
+            )
+        if method.regions.min_patches >= architecture.patches:
+            yield (
+                f"methods.{method_name}.regions.min_patches: {method.regions.min_patches} is the whole map of "
+                f"{architecture_name} ({architecture.patches} patches); no region could ever be found"
+            )
+        recipe = experiment.recipes.get(architecture.recipe)
+        if recipe and method.contrastive and recipe.accumulation > 1:
+            yield (
+                f"recipes.{architecture.recipe}.accumulation: {method_name} is contrastive, and its statistics are over "
+                "the whole batch; set accumulation: 1 or use more ranks"
+            )

@@ -1,0 +1,46 @@
+"""Where the data sets lie, in which official layout, and how the miniature ones are generated."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dseq_jepa.closed import Closed
+
+Layout = Literal["imagenet", "inat21", "cub", "cars", "clevr", "coco", "ade20k"]
+
+
+class DatasetSettings(Closed):
+    """One data set in its official on-disk layout."""
+
+    layout: Layout
+    root: Path
+    """Folder of the data set as its archive unpacks it."""
+    train_images: int | None = Field(None, ge=1)
+    """Expected number of training images; null: whatever is there."""
+    val_images: int | None = Field(None, ge=1)
+    """Expected number of validation (or test) images; null: whatever is there."""
+    classes: int | None = Field(None, ge=2)
+    """Number of classes; null: as many as the labels name."""
+
+
+class MiniatureSettings(Closed):
+    """Generated data sets of the demo."""
+
+    seed: int = Field(0, ge=0)
+    image_size: int = Field(ge=16)
+    """Side of the generated pictures in pixels, about."""
+    train_images: dict[Layout, int]
+    """Pictures to generate per layout."""
+    val_images: dict[Layout, int]
+    classes: int = Field(ge=2)
+    """Classes of the ImageNet layout."""
+
+
+class LoadingSettings(Closed):
+    """Reading pictures."""
+
+    workers: int = Field(ge=0)
+    """Decoding processes per rank; 0: in the training process."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """skip: an unreadable file is left out and counted in the metrics."""

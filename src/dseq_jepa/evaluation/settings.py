@@ -1,0 +1,63 @@
+"""How an exported encoder is judged: one entry per evaluation (PROTOCOLS 3)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dseq_jepa.closed import Closed
+
+Features = Literal["last4", "last", "cls", "mean"]
+
+
+class ProbeSettings(Closed):
+    """A linear probe of a frozen encoder.
+
+    Every pair of `features` and `learning_rates` is a head; all are trained in the same pass.
+    """
+
+    kind: Literal["probe"] = "probe"
+    data: str
+    """Which entry of `data`."""
+    target: Literal["class", "count", "distance"] = "class"
+    """What is predicted; count and distance are CLEVR's."""
+    features: list[Features] = Field(min_length=1)
+    """The first is the reported one. last4: patch means of the last four blocks, concatenated; last and mean: patch
+    mean of the last block; cls: final class token (the patch mean for an encoder without one)."""
+    batch_norm: bool = True
+    """BatchNorm without affine parameters before the linear layer, over the global batch."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: momentum 0.9, Nesterov."""
+    learning_rates: list[float] = Field(min_length=1)
+    """A sweep; more than one chooses on a held-out slice of train."""
+    scale_rate_per: int | None = Field(256, ge=1)
+    """The rate is multiplied by batch_size / this; null: absolute."""
+    weight_decay: float = Field(ge=0)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    """Images per step over all ranks."""
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: list[int] = []
+    """Epochs after which the rate is divided by ten (schedule: step)."""
+    augment: bool = True
+    """RandomResizedCrop(0.08-1) and flip for training; false: the test view, features computed once."""
+    test_resize: int | None = Field(256, ge=1)
+    """Short side before the centre crop; null: the whole image resized to a square."""
+    holdout_fraction: float = Field(0.1, gt=0, lt=1)
+    """Part of train that a sweep chooses on."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError(f"features {self.features} name one twice")
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates {self.learning_rates} must be positive")
+        if self.schedule == "cosine" and self.milestones:
+            raise ValueError("milestones belong to schedule: step")
+        if self.milestones != sorted(set(self.milestones)) or any(not 0 < m < self.epochs for m in self.milestones):
+            raise ValueError(
+                f"milestones {self.milestones} must rise within 1..{self.epochs - 1} (epochs is {self.epochs})"
+            )
+        return self
+
+
+EvaluationSettings = ProbeSettings

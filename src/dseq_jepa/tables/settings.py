@@ -1,0 +1,67 @@
+"""What a table shows: its columns, its rows and what each is compared with."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from dseq_jepa.closed import Closed
+
+
+class ColumnSettings(Closed):
+    """One measured quantity."""
+
+    metric: str
+    """Its name in configs/reported_values.csv, such as imagenet_linear_top1."""
+    label: str
+    """Heading."""
+    evaluation: str | None = None
+    """Which entry of `evaluations` measures it; null: nothing does in this configuration."""
+    missing: str | None = None
+    """Why nothing measures it; required exactly when evaluation is null."""
+
+    @model_validator(mode="after")
+    def _reasoned(self) -> Self:
+        if (self.evaluation is None) != (self.missing is not None):
+            raise ValueError("give either the evaluation that measures this column or, in `missing`, why there is none")
+        return self
+
+
+class RowSettings(Closed):
+    """One system: what the paper reports and which run of ours stands beside it."""
+
+    reported: str
+    """Row name in configs/reported_values.csv."""
+    reported_architecture: str
+    """Architecture in configs/reported_values.csv, such as ViT-B/16."""
+    section: str | None = None
+    """Heading above this row and those that follow."""
+    method: str | None = None
+    """Which entry of `methods`; null: no run of this configuration fills the row."""
+    architecture: str | None = None
+    """Which entry of `architectures`; given exactly when method is."""
+    missing: str | None = None
+    """Why no run fills the row; required exactly when method is null."""
+    baseline: str | None = None
+    """The `reported` name of the row (same architecture) that the deltas are against."""
+
+    @model_validator(mode="after")
+    def _reasoned(self) -> Self:
+        if (self.method is None) != (self.architecture is None):
+            raise ValueError("method and architecture are given together or not at all")
+        if (self.method is None) != (self.missing is not None):
+            raise ValueError("give either the method that fills this row or, in `missing`, why there is none")
+        return self
+
+
+class TableSettings(Closed):
+    """A table of the paper."""
+
+    number: int = Field(ge=1)
+    """Its number in the paper."""
+    title: str
+    columns: list[ColumnSettings] = Field(min_length=1)
+    rows: list[RowSettings] = Field(min_length=1)
+    average: list[str] | None = None
+    """Metrics whose mean is the last column, printed only where all of them exist (PROTOCOLS 3)."""
+    transposed: bool = False
+    """Metrics as rows and systems as columns, as the paper prints Table 3."""
