@@ -195,6 +195,7 @@ def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint that names the closest valid name, or all of them when none is close."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f'did you mean "{close[0]}"?' if close else f"valid: {', '.join(valid) or 'none'}"
@@ -278,6 +279,6 @@ def _impossible_pairs(experiment: Experiment) -> Iterable[str]:
         recipe = experiment.recipes.get(architecture.recipe)
         if recipe and method.contrastive and recipe.accumulation > 1:
             yield (
-                f"recipes.{architecture.recipe}.accumulation: {method_name} is contrastive, and its statistics are over "
-                "the whole batch; set accumulation: 1 or use more ranks"
+                f"recipes.{architecture.recipe}.accumulation: {method_name} is contrastive, and its statistics are "
+                "over the whole batch; set accumulation: 1 or use more ranks"
             )

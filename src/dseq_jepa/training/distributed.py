@@ -1,0 +1,81 @@
+"""One process or many: torch.distributed as torchrun or Slurm starts it, without a trainer framework.
+
+torchrun --nproc-per-node 2 -m dseq_jepa pretrain --config configs/demo.yaml --method dseq-jepa --out out/
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from dseq_jepa.config import ComputeSettings
+from dseq_jepa.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files."""
+        return self.rank == 0
+
+    def share(self, global_count: int, what: str) -> int:
+        """This rank's part of a global count, which the number of ranks must divide."""
+        if global_count % self.size:
+            raise UserError(f"{what} {global_count} cannot be shared equally by {self.size} ranks; change either")
+        return global_count // self.size
+
+
+def start(compute: ComputeSettings) -> World:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK) and set the threads."""
+    torch.set_num_threads(compute.threads)
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("compute.device is cuda, but torch sees no GPU on this machine; set compute.device: cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = (
+        torch.device(compute.device, int(os.environ.get("LOCAL_RANK", "0")))
+        if compute.device == "cuda"
+        else torch.device("cpu")
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(rank=int(os.environ.get("RANK", "0")), size=size, device=device)
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, without gradient; the tensor itself on one rank."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(rows_ND: Tensor) -> Tensor:
+    """Concatenate equally many rows of every rank in rank order, with gradient to each rank's own rows."""
+    if not dist.is_initialized():
+        return rows_ND
+    return torch.cat(list(all_gather(rows_ND)))
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
