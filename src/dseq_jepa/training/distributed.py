@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.nn import functional as with_gradient
 
 from dseq_jepa.config import ComputeSettings
 from dseq_jepa.errors import UserError
@@ -72,7 +72,7 @@ def gather_rows(rows_ND: Tensor) -> Tensor:
     """Concatenate equally many rows of every rank in rank order, with gradient to each rank's own rows."""
     if not dist.is_initialized():
         return rows_ND
-    return torch.cat(list(all_gather(rows_ND)))
+    return torch.cat(list(with_gradient.all_gather(rows_ND)))  # type: ignore[no-untyped-call]  # torch ships it untyped
 
 
 def barrier() -> None:
