@@ -2,7 +2,7 @@
 
     pytest tests/reference -k "vit or encode"
 
-Parameter names are timm's: patch_embed.proj, cls_token, norm and blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}.
+Parameter names are timm's: patch_embed.proj, cls_token, norm, blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}
 """
 
 import math
@@ -152,7 +152,7 @@ def encode_blocks(
             class token; none: no class token).
     """
     patches_LD = embed(state, image_CHW, patch_size)[list(visible)]
-    rows_LD = torch.cat([state["cls_token"].reshape(1, -1)] * len(class_ranks) + [patches_LD])
+    rows_LD = torch.cat([*(state["cls_token"].reshape(1, -1) for _ in class_ranks), patches_LD])
     allowed = full_attention(len(rows_LD)) if ranks is None else rank_causal(class_ranks, ranks)
     outputs = []
     for index in range(depth(state)):
