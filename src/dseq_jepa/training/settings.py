@@ -78,7 +78,7 @@ class Recipe(Closed):
 class SelectionSettings(Closed):
     """Which checkpoints are kept and how the best is chosen (PROTOCOLS 2)."""
 
-    keep_percent: list[int] = [25, 50, 75, 100]
+    keep_percent: tuple[int, ...] = (25, 50, 75, 100)
     """Checkpoints kept, in percent of the epochs."""
     neighbours: int = Field(20, ge=1)
     """k of the weighted kNN score."""
@@ -91,7 +91,7 @@ class SelectionSettings(Closed):
 
     @model_validator(mode="after")
     def _percent(self) -> Self:
-        if sorted(set(self.keep_percent)) != self.keep_percent or not self.keep_percent:
+        if tuple(sorted(set(self.keep_percent))) != self.keep_percent or not self.keep_percent:
             raise ValueError(f"keep_percent {self.keep_percent} must rise without repeats")
         if self.keep_percent[0] < 1 or self.keep_percent[-1] != 100:
             raise ValueError(f"keep_percent {self.keep_percent} must lie in 1..100 and end with 100")

@@ -1,0 +1,142 @@
+"""What a run shows of itself between two log points, and when it must stop: NaN, infinity, collapse.
+
+Everything is summed on the device; the host reads it at log points only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dseq_jepa.errors import UserError
+from dseq_jepa.evaluation.rank import feature_std, rankme
+from dseq_jepa.methods.jepa import StepOutput
+from dseq_jepa.training.distributed import World, all_sum
+from dseq_jepa.training.settings import CollapseGuard
+
+IDS_SHOWN = 16
+
+
+class Interval:
+    """Sums over the steps since the last log point."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+        """Values whose mean over steps is shown."""
+        self.counts: dict[str, Tensor] = {}
+        """Values that are shown as ratios of one another."""
+        self._first_bad = torch.full((), -1, dtype=torch.long, device=world.device)
+        self._recent: list[tuple[int, float, Sequence[int]]] = []
+
+    def add(self, parts: Sequence[StepOutput], step: int, learning_rate: float, ids: Sequence[int]) -> None:
+        """Count one step, which was computed in one or more parts."""
+        self.steps += 1
+        for output in parts:
+            for name, value in _means(output).items():
+                self.sums[name] = self.sums.get(name, 0) + value / len(parts)
+            for name, value in _counts(output).items():
+                self.counts[name] = self.counts.get(name, 0) + value
+            bad = ~torch.isfinite(output.loss.detach()) & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, step, self._first_bad)
+        self._recent.append((step, learning_rate, ids))
+
+    def check(self) -> None:
+        """Stop the run if any step since the last look had a loss that is no number, on any rank.
+
+        Raises:
+            UserError: with the step, its learning rate and its images' ids.
+
+        """
+        recent, self._recent = self._recent, []
+        if not int(all_sum((self._first_bad >= 0).long())):
+            return
+        if self._first_bad < 0:
+            raise UserError("another rank's loss became NaN or infinite; its own message has the step and the images.")
+        step, rate, ids = next(entry for entry in recent if entry[0] == int(self._first_bad))
+        shown = ", ".join(map(str, ids[:IDS_SHOWN])) + (", ..." if len(ids) > IDS_SHOWN else "")
+        raise UserError(
+            f"step {step}: the loss became NaN or infinite at learning rate {rate:.3g}, images {shown}. No state was "
+            "saved after it: lower the rate or look at these images, then run the same command to go on from the last "
+            "good state."
+        )
+
+    def means(self) -> dict[str, float]:
+        """What the journal shows of the interval, over all ranks; starts the next one."""
+        steps = self.steps * self.world.size
+        means = {name: float(all_sum(value)) / steps for name, value in sorted(self.sums.items())}
+        counts: dict[str, Any] = {name: all_sum(value).tolist() for name, value in sorted(self.counts.items())}
+        self.steps, self.sums, self.counts = 0, {}, {}
+        for i, (images, loss) in enumerate(zip(counts["group images"], counts["group loss"], strict=True), start=1):
+            if images:
+                means[f"loss_group_{i}"] = loss / images
+        if counts.get("region images"):
+            means["regions_per_image"] = counts["regions"] / counts["region images"]
+            means["patches_per_region"] = counts["region patches"] / (counts["regions"] - counts["region images"])
+        return means
+
+    def state(self) -> dict[str, object]:
+        """For the checkpoint: an interval may span a save."""
+        sums, counts = ({n: v.cpu() for n, v in values.items()} for values in (self.sums, self.counts))
+        return {"steps": self.steps, "sums": sums, "counts": counts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo `state`."""
+        self.steps = state["steps"]
+        self.sums, self.counts = (
+            {name: value.to(self.world.device) for name, value in state[part].items()} for part in ("sums", "counts")
+        )
+
+
+def _means(output: StepOutput) -> dict[str, Tensor]:
+    values = {"loss": output.loss.detach(), "loss_prediction": output.prediction_loss}
+    if output.contrastive is not None:
+        values["loss_invariance"] = output.contrastive.invariance.detach()
+        values["loss_variance"] = output.contrastive.variance.detach()
+        values["loss_covariance"] = output.contrastive.covariance.detach()
+    if output.ranks_BT is not None and output.discriminative_B is not None:
+        values["images_without_region"] = (output.ranks_BT[:, 0] == 0).float().mean()
+        values["images_with_regions_used"] = output.discriminative_B.float().mean()
+    return values
+
+
+def _counts(output: StepOutput) -> dict[str, Tensor]:
+    values = {"group loss": output.group_loss_G * output.group_images_G, "group images": output.group_images_G}
+    if output.ranks_BT is not None:
+        last_B1 = output.ranks_BT.amax(1, keepdim=True)
+        values["region images"] = (last_B1 > 0).sum()
+        values["regions"] = last_B1.sum()
+        values["region patches"] = (output.ranks_BT < last_B1).sum()
+    return values
+
+
+class CollapseWatch:
+    """Counts consecutive log points at which the targets hardly differ between images."""
+
+    def __init__(self, guard: CollapseGuard, strikes: int = 0) -> None:
+        self.guard = guard
+        self.strikes = strikes
+
+    def look(self, pooled_targets_BD: Tensor, step: int) -> dict[str, float]:
+        """Spread of the pooled targets of a batch; stops the run after `patience` bad looks.
+
+        Raises:
+            UserError: when the representation has collapsed.
+
+        """
+        spread = feature_std(pooled_targets_BD)
+        rank = rankme(pooled_targets_BD - pooled_targets_BD.mean(0))  # centred: a constant has rank 1
+        low = spread < self.guard.min_target_std or rank < self.guard.min_effective_rank
+        self.strikes = self.strikes + 1 if low else 0
+        if self.strikes >= self.guard.patience:
+            raise UserError(
+                f"step {step}: the representation has collapsed: at {self.strikes} log points in a row all images had "
+                f"nearly the same target (standard deviation {spread:.2g}, allowed from "
+                f"{self.guard.min_target_std:.2g}; effective rank {rank:.2f}, allowed from "
+                f"{self.guard.min_effective_rank}). Usual causes: the learning "
+                "rate is too high, the EMA momentum too low, or the context sees its targets. The bounds are "
+                "recipes.*.collapse."
+            )
+        return {"target_std": spread, "target_effective_rank": rank}
