@@ -5,8 +5,13 @@ An unknown key, a number written as text or a value out of range is an error, ne
 
 from pydantic import BaseModel, ConfigDict
 
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+"""Names that become folders: lower-case letters, digits and single "-"."""
+
 
 class Closed(BaseModel):
     """Settings that accept exactly the declared keys, with exactly the declared types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -10,13 +10,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
-from dseq_jepa.closed import Closed
+from dseq_jepa.closed import NAME, Closed
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureSettings
 from dseq_jepa.errors import ConfigError
 from dseq_jepa.evaluation.settings import EvaluationSettings
@@ -24,9 +25,6 @@ from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.tables.settings import TableSettings
 from dseq_jepa.training.settings import Recipe, SelectionSettings
-
-NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-Name = str
 
 
 class ComputeSettings(Closed):
@@ -55,6 +53,7 @@ class Experiment(Closed):
     compute: ComputeSettings
     loading: LoadingSettings
     data: dict[str, DatasetSettings]
+    """Data sets by name; `data/<name>` of the results holds generated ones."""
     miniature: MiniatureSettings | None = None
     """Generate the data sets instead of expecting them."""
     architectures: dict[str, ArchitectureSettings]
@@ -64,8 +63,6 @@ class Experiment(Closed):
     """Which entry of `data` is pre-trained on."""
     selection: SelectionSettings = SelectionSettings()
     evaluations: dict[str, EvaluationSettings]
-    groups: dict[str, list[str]]
-    """Evaluations that one job runs on a model, so that start-up is paid once; each belongs to exactly one group."""
     tables: dict[str, TableSettings]
     tracking: TrackingSettings = TrackingSettings()
 
@@ -74,9 +71,17 @@ class Experiment(Closed):
         """Where everything of this experiment is written."""
         return self.results / self.name
 
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Evaluations by the group whose job runs them on a model, so that start-up is paid once."""
+        groups: dict[str, list[str]] = {}
+        for name, evaluation in self.evaluations.items():
+            groups.setdefault(evaluation.group, []).append(name)
+        return groups
+
     def group_of(self, evaluation: str) -> str:
         """The group whose job measures an evaluation."""
-        return next(group for group, members in self.groups.items() if evaluation in members)
+        return self.evaluations[evaluation].group
 
 
 def load(path: str | Path) -> Experiment:
@@ -106,16 +111,16 @@ def from_mapping(mapping: Mapping[str, Any], source: str) -> Experiment:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a key written twice; plain YAML would silently keep the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # as written: merge keys (<<) are not expanded yet
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} is written twice"
+                raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return node
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -169,9 +174,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    return Experiment.model_json_schema()
+
+
 def _fields_at(location: Iterable[str | int]) -> list[str]:
     """Valid keys at a key path, found by walking the settings classes' JSON schema."""
-    schema = Experiment.model_json_schema()
+    schema = _schema()
     node: dict[str, Any] = schema
     for part in location:
         node = _resolve(node, schema)
@@ -202,29 +212,19 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def _dangling(experiment: Experiment) -> Iterable[str]:
-    """Names that point at nothing, and combinations that no single entry can see."""
+    """Names that point at nothing or that nothing points at, and combinations that no single entry can see."""
     yield from _bad_names(experiment)
     for key, architecture in experiment.architectures.items():
         yield from _unknown(f"architectures.{key}.recipe", architecture.recipe, experiment.recipes)
     yield from _unknown("pretraining_data", experiment.pretraining_data, experiment.data)
     for key, evaluation in experiment.evaluations.items():
         yield from _unknown(f"evaluations.{key}.data", evaluation.data, experiment.data)
-    yield from _bad_groups(experiment)
     for key, table in experiment.tables.items():
-        for i, column in enumerate(table.columns):
-            if column.evaluation is not None:
-                yield from _unknown(f"tables.{key}.columns.{i}.evaluation", column.evaluation, experiment.evaluations)
-        metrics = [column.metric for column in table.columns]
-        for i, metric in enumerate(table.average or []):
-            yield from _unknown(f"tables.{key}.average.{i}", metric, metrics)
-        systems = [row.reported for row in table.rows]
-        for i, row in enumerate(table.rows):
-            if row.method is not None:
-                yield from _unknown(f"tables.{key}.rows.{i}.method", row.method, experiment.methods)
-            if row.architecture is not None:
-                yield from _unknown(f"tables.{key}.rows.{i}.architecture", row.architecture, experiment.architectures)
-            if row.baseline is not None:
-                yield from _unknown(f"tables.{key}.rows.{i}.baseline", row.baseline, systems)
+        yield from _bad_columns(experiment, f"tables.{key}", table)
+        yield from _bad_rows(experiment, f"tables.{key}", table)
+    yield from _unused(experiment)
+    yield from _bad_targets(experiment)
+    yield from _bad_miniature(experiment)
     yield from _impossible_pairs(experiment)
 
 
@@ -234,25 +234,75 @@ def _unknown(where: str, name: str, valid: Iterable[str]) -> Iterable[str]:
 
 
 def _bad_names(experiment: Experiment) -> Iterable[str]:
-    for section in ("data", "architectures", "recipes", "methods", "evaluations", "groups", "tables"):
+    for section in ("data", "architectures", "recipes", "methods", "evaluations"):
         for name in getattr(experiment, section):
-            if not re.match(NAME, name):
+            if not re.fullmatch(NAME, name):
                 yield f'{section}.{name}: names become folders; use lower-case letters, digits and single "-"'
+    for name, table in experiment.tables.items():
+        if name != f"table{table.number}":
+            yield f'tables.{name}: number is {table.number}, so it is called "table{table.number}"'
     if len(set(experiment.seeds)) != len(experiment.seeds) or min(experiment.seeds) < 0:
         yield f"seeds: {experiment.seeds} must be different numbers from 0 on"
 
 
-def _bad_groups(experiment: Experiment) -> Iterable[str]:
-    placed: dict[str, str] = {}
-    for group, members in experiment.groups.items():
-        for i, member in enumerate(members):
-            yield from _unknown(f"groups.{group}.{i}", member, experiment.evaluations)
-            if member in placed:
-                yield f'groups.{group}.{i}: "{member}" already belongs to group "{placed[member]}"'
-            placed[member] = group
-    for evaluation in experiment.evaluations:
-        if evaluation not in placed:
-            yield f'evaluations.{evaluation}: belongs to no group; add it to one under "groups"'
+def _bad_columns(experiment: Experiment, where: str, table: TableSettings) -> Iterable[str]:
+    metrics = [column.metric for column in table.columns]
+    for i, column in enumerate(table.columns):
+        if column.evaluation is not None:
+            yield from _unknown(f"{where}.columns.{i}.evaluation", column.evaluation, experiment.evaluations)
+        if column.metric in metrics[:i]:
+            yield f'{where}.columns.{i}.metric: "{column.metric}" is a column already'
+    for i, metric in enumerate(table.average or []):
+        yield from _unknown(f"{where}.average.{i}", metric, metrics)
+
+
+def _bad_rows(experiment: Experiment, where: str, table: TableSettings) -> Iterable[str]:
+    systems = [(row.system(experiment.methods), row.reported_architecture) for row in table.rows]
+    for i, row in enumerate(table.rows):
+        if row.method is not None:
+            yield from _unknown(f"{where}.rows.{i}.method", row.method, experiment.methods)
+        if row.architecture is not None:
+            yield from _unknown(f"{where}.rows.{i}.architecture", row.architecture, experiment.architectures)
+        if systems[i] in systems[:i]:
+            yield f"{where}.rows.{i}: {' '.join(systems[i])} is a row already"
+        if row.baseline is not None:
+            comparable = [name for name, size in systems if (name, size) != systems[i] and size == systems[i][1]]
+            yield from _unknown(f"{where}.rows.{i}.baseline", row.baseline, comparable)
+
+
+def _unused(experiment: Experiment) -> Iterable[str]:
+    """Entries that no job would ever read: a misspelt name, or something left behind."""
+    rows = [row for table in experiment.tables.values() for row in table.rows]
+    readers = {
+        "data": {experiment.pretraining_data, *(e.data for e in experiment.evaluations.values())},
+        "recipes": {architecture.recipe for architecture in experiment.architectures.values()},
+    }
+    if experiment.tables:  # without tables, jobs are asked for by hand
+        readers["methods"] = {str(row.method) for row in rows}
+        readers["architectures"] = {str(row.architecture) for row in rows}
+    for section, used in readers.items():
+        for name in getattr(experiment, section):
+            if name not in used:
+                user = "row of a table" if section in ("methods", "architectures") else "entry"
+                yield f"{section}.{name}: defined, but no {user} uses it; use it or remove it"
+
+
+def _bad_targets(experiment: Experiment) -> Iterable[str]:
+    for key, evaluation in experiment.evaluations.items():
+        data = experiment.data.get(evaluation.data)
+        if data and (evaluation.target == "class") == (data.layout == "clevr"):
+            expected = "count or distance" if data.layout == "clevr" else "class"
+            yield f"evaluations.{key}.target: {evaluation.target} is not a label of {data.layout}; expected {expected}"
+
+
+def _bad_miniature(experiment: Experiment) -> Iterable[str]:
+    if experiment.miniature is None:
+        return
+    for split in ("train_images", "val_images"):
+        generated = getattr(experiment.miniature, split)
+        for key, data in experiment.data.items():
+            if data.layout not in generated:
+                yield f"miniature.{split}: no {data.layout}, which data.{key} needs; {nearest(data.layout, generated)}"
 
 
 def _impossible_pairs(experiment: Experiment) -> Iterable[str]:

@@ -4,7 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dseq_jepa.closed import Closed
+from dseq_jepa.closed import NAME, Closed
+
+REFERENCE_SIZE = 224
+"""Pixels of the square input that `test_resize` is written for."""
 
 Features = Literal["last4", "last", "cls", "mean"]
 
@@ -16,6 +19,8 @@ class ProbeSettings(Closed):
     """
 
     kind: Literal["probe"] = "probe"
+    group: str = Field("classify", pattern=NAME)
+    """One job runs a group's evaluations on a model, so that start-up is paid once; written to evaluate/<group>."""
     data: str
     """Which entry of `data`."""
     target: Literal["class", "count", "distance"] = "class"
@@ -36,12 +41,13 @@ class ProbeSettings(Closed):
     batch_size: int = Field(ge=1)
     """Images per step over all ranks."""
     schedule: Literal["step", "cosine"] = "step"
-    milestones: list[int] = []
+    milestones: tuple[int, ...] = ()
     """Epochs after which the rate is divided by ten (schedule: step)."""
     augment: bool = True
     """RandomResizedCrop(0.08-1) and flip for training; false: the test view, features computed once."""
-    test_resize: int | None = Field(256, ge=1)
-    """Short side before the centre crop; null: the whole image resized to a square."""
+    test_resize: int | None = Field(256, ge=REFERENCE_SIZE)
+    """Short side before the centre crop, for an encoder of 224 px; other sizes scale it (448 px: 512, 64 px: 73).
+    null: the whole image resized to a square."""
     holdout_fraction: float = Field(0.1, gt=0, lt=1)
     """Part of train that a sweep chooses on."""
 
@@ -53,11 +59,16 @@ class ProbeSettings(Closed):
             raise ValueError(f"learning_rates {self.learning_rates} must be positive")
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones belong to schedule: step")
-        if self.milestones != sorted(set(self.milestones)) or any(not 0 < m < self.epochs for m in self.milestones):
+        rising = self.milestones == tuple(sorted(set(self.milestones)))
+        if not rising or any(not 0 < m < self.epochs for m in self.milestones):
             raise ValueError(
                 f"milestones {self.milestones} must rise within 1..{self.epochs - 1} (epochs is {self.epochs})"
             )
         return self
+
+    def resize_for(self, image_size: int) -> int | None:
+        """Short side in pixels before a centre crop of image_size, or None: squeeze the whole image."""
+        return None if self.test_resize is None else round(self.test_resize * image_size / REFERENCE_SIZE)
 
 
 EvaluationSettings = ProbeSettings
