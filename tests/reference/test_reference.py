@@ -137,6 +137,12 @@ def test_regions_by_hand() -> None:
         assert rank(np.full((4, 4), 0.3, dtype=np.float32), 5, 1) is None
 
 
+def test_regions_flood_fill_joins_both_diagonals_and_does_not_wrap() -> None:
+    slash_HW = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=bool)
+    assert regions.flood_fill(slash_HW) == [[2, 4, 6], [11]]
+    assert regions.flood_fill(slash_HW[:, ::-1]) == [[0, 4, 8], [9]]
+
+
 def test_regions_ties_go_to_the_larger_then_to_the_first() -> None:
     map_HW = np.zeros((5, 7), dtype=np.float32)
     map_HW[0, 0] = map_HW[0, 2] = map_HW[4, 0] = 1
