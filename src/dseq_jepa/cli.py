@@ -1,0 +1,219 @@
+"""The command line: one verb per step of the pipeline.
+
+    dseq-jepa --help
+    dseq-jepa pretrain --config configs/demo.yaml --method dseq-jepa --out out/
+
+A job is given either as `--settings` (JSON, what the workflow passes) or, by people, as `--config` with the names of a
+method, an architecture and a seed; both resolve to the same job. Nothing heavy is imported before a verb runs.
+"""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from dseq_jepa.errors import UserError
+
+if TYPE_CHECKING:
+    from dseq_jepa.config import Experiment
+    from dseq_jepa.jobs import Job
+
+AnyJob = TypeVar("AnyJob", bound="Job")
+
+app = typer.Typer(
+    help="DSeq-JEPA: pre-train, select, export, evaluate, and fill the paper's tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Generate miniature data sets; check the real ones.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+SettingsText = Annotated[str | None, typer.Option("--settings", help="The resolved job as JSON, from the workflow.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file to resolve the job from.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="An entry of `methods`; the first unless given.")]
+ArchitectureName = Annotated[
+    str | None, typer.Option("--architecture", help="An entry of `architectures`; the first unless given.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The first of `seeds` unless given.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+
+
+def main() -> None:
+    """Run a verb. A mistake that a person can put right ends with its sentence, anything else with a traceback."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Wait until no other process works in a folder.
+
+    A job outlives a workflow that is killed; the next workflow's job then waits for it and finds its work done. The
+    kernel drops the lock with the process. Ranks other than the first write nothing and need no lock.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            typer.echo(f"{out}: another process works in this folder; waiting for it to end.", err=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment(config: Path | None) -> "Experiment":
+    from dseq_jepa.config import load
+
+    if config is None:
+        raise UserError("nothing says what to do: give --config FILE, or --settings JSON as the workflow does")
+    return load(config)
+
+
+def _first(given: str | None, entries: dict[str, Any]) -> str:
+    return given if given is not None else next(iter(entries))
+
+
+def _resolve(
+    kind: type[AnyJob],
+    settings: str | None,
+    build: Callable[["Experiment", str, str, int], AnyJob],
+    config: Path | None,
+    names: tuple[str | None, str | None, int | None],
+) -> AnyJob:
+    """The job, from JSON or from a configuration and names."""
+    if settings is not None:
+        return kind.parse(settings)
+    experiment = _experiment(config)
+    method, architecture, seed = names
+    return build(
+        experiment,
+        _first(method, experiment.methods),
+        _first(architecture, experiment.architectures),
+        experiment.seeds[0] if seed is None else seed,
+    )
+
+
+@app.command(epilog="Example: dseq-jepa pretrain --config configs/demo.yaml --method dseq-jepa --out out/")
+def pretrain(
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Pre-train one method on one architecture; the same command goes on after an interruption."""
+    from dseq_jepa.jobs import PretrainJob, pretrain_job
+
+    job = _resolve(PretrainJob, settings, pretrain_job, config, (method, architecture, seed))
+    with _alone_in(out):
+        from dseq_jepa.training.loop import pretrain as run
+
+        run(job, out)
+
+
+@app.command(
+    epilog="Example: dseq-jepa score --config configs/demo.yaml --method dseq-jepa --out out/ out/*.safetensors"
+)
+def score(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Kept checkpoints of one pre-training.")],
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Score kept checkpoints by nearest neighbours on a held-out slice of the training set."""
+    from dseq_jepa.jobs import ScoreJob, score_job
+
+    job = _resolve(ScoreJob, settings, score_job, config, (method, architecture, seed))
+    with _alone_in(out):
+        from dseq_jepa.selection import score as run
+
+        run(job, checkpoints, out)
+
+
+@app.command(epilog="Example: dseq-jepa select --scores out/scores.json --out out/")
+def select(
+    out: Out,
+    scores: Annotated[Path, typer.Option(help="scores.json of `dseq-jepa score`.")],
+) -> None:
+    """Choose the best checkpoint and say why."""
+    from dseq_jepa.selection import select as run
+
+    run(scores, out)
+
+
+@app.command(epilog="Example: dseq-jepa export --selection out/selection.json --out out/")
+def export(
+    out: Out,
+    selection: Annotated[Path, typer.Option(help="selection.json of `dseq-jepa select`.")],
+) -> None:
+    """Write the chosen target encoder as safetensors with timm's names, and a card beside it."""
+    from dseq_jepa.models.weights import export_encoder
+
+    export_encoder(selection, out)
+
+
+@app.command(
+    "import",
+    epilog="Example: dseq-jepa import --kind mae --checkpoint mae_pretrain_vit_base.pth --config configs/paper.yaml "
+    "--architecture vit-b-16 --out out/",
+)
+def import_(
+    out: Out,
+    kind: Annotated[str, typer.Option(help="Whose layout: the project that published the checkpoint.")],
+    checkpoint: Annotated[Path, typer.Option(help="The published file; nothing in it is executed.")],
+    config: ConfigFile = None,
+    architecture: ArchitectureName = None,
+) -> None:
+    """Turn a published checkpoint into an encoder that every evaluation takes."""
+    from dseq_jepa.config import nearest
+
+    experiment = _experiment(config)
+    name = _first(architecture, experiment.architectures)
+    if name not in experiment.architectures:
+        raise UserError(f"architectures: {name!r} is not defined; {nearest(name, experiment.architectures)}")
+    from dseq_jepa.models.imports import import_checkpoint
+
+    import_checkpoint(checkpoint, experiment.architectures[name], kind, out)
+
+
+@app.command(
+    epilog="Example: dseq-jepa probe --config configs/demo.yaml --group small --method dseq-jepa "
+    "--encoder out/encoder.safetensors --out out/"
+)
+def probe(
+    encoder: Annotated[Path, typer.Option(help="encoder.safetensors; its card lies beside it.")],
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    group: Annotated[str | None, typer.Option(help="An entry of `groups`; the first unless given.")] = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Run a group of linear probes on a frozen encoder."""
+    from dseq_jepa.jobs import EvaluateJob, evaluate_job
+
+    def build(experiment: "Experiment", method: str, architecture: str, seed: int) -> EvaluateJob:
+        return evaluate_job(experiment, _first(group, experiment.groups), method, architecture, seed)
+
+    job = _resolve(EvaluateJob, settings, build, config, (method, architecture, seed))
+    with _alone_in(out):
+        from dseq_jepa.evaluation.probe import evaluate
+
+        evaluate(job, encoder, out)

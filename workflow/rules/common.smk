@@ -1,0 +1,232 @@
+# What the rules share: the checked configuration, the paths of artefacts, and what each job is given.
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from dseq_jepa import jobs
+from dseq_jepa.config import from_mapping, read_yaml
+from dseq_jepa.errors import UserError
+
+# Jobs run the `dseq-jepa` that belongs to the interpreter which runs Snakemake, activated environment or not.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def checked(config):
+    """The typed configuration, or one error before anything is planned."""
+    files = [os.path.relpath(file) for file in workflow.configfiles]
+    try:
+        for file in files:
+            read_yaml(file)  # finds keys that are written twice, of which Snakemake's reader keeps the last
+        return from_mapping(config, ", ".join(files))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+EXPERIMENT = checked(config)
+RESULTS = EXPERIMENT.directory.as_posix()
+REPORTED = os.path.relpath(Path(workflow.basedir).parent / "configs" / "reported_values.csv")
+ENVIRONMENT = "dseq-jepa"  # the conda environment of environment.yml, for runs with --software-deployment-method conda
+THREADS = EXPERIMENT.compute.threads
+GPUS = int(EXPERIMENT.compute.device == "cuda")
+LAUNCH = os.environ.get("DSEQ_LAUNCH", "")
+
+
+wildcard_constraints:
+    dataset="|".join(EXPERIMENT.data),
+    method="|".join(EXPERIMENT.methods),
+    architecture="|".join(EXPERIMENT.architectures),
+    group="|".join(EXPERIMENT.groups),
+    table="|".join(EXPERIMENT.tables),
+    seed=r"\d+",
+
+
+def at(path):
+    """A path of this experiment's results."""
+    return f"{RESULTS}/{path}"
+
+
+def of_model(step, file):
+    """An artefact of one model: results/<experiment>/<step>/<method>/<architecture>/seed<seed>/<file>."""
+    return at(f"{step}/{{method}}/{{architecture}}/seed{{seed}}/{file}")
+
+
+def log_of(step):
+    """Where a model's job writes what it has to say."""
+    return at(f"logs/{step}/{{method}}/{{architecture}}/seed{{seed}}.log")
+
+
+def benchmark_of(step):
+    """Where Snakemake writes a model's job's time and memory."""
+    return at(f"benchmarks/{step}/{{method}}/{{architecture}}/seed{{seed}}.tsv")
+
+
+def checkpoints():
+    """The kept checkpoints of a pre-training."""
+    percents = EXPERIMENT.selection.keep_percent
+    return [of_model("pretrain", f"checkpoint-{percent:03d}.safetensors") for percent in percents]
+
+
+def fingerprint(dataset):
+    """The manifest that stands for a data set; jobs depend on it, so a plan needs no data."""
+    return at(f"fingerprints/{dataset}.json")
+
+
+def generated(wildcards):
+    """What must be generated before a data set can be checked: nothing, unless it is a miniature."""
+    return [at(f"data/{wildcards.dataset}.json")] if EXPERIMENT.miniature else []
+
+
+def datasets_of(group):
+    """The data sets that a group of evaluations reads."""
+    return sorted({EXPERIMENT.evaluations[name].data for name in EXPERIMENT.groups[group]})
+
+
+def fingerprints_of_group(wildcards):
+    """The manifests of the data sets that a group of evaluations reads."""
+    return [fingerprint(dataset) for dataset in datasets_of(wildcards.group)]
+
+
+def groups_of(table):
+    """The groups that measure a table's columns."""
+    return sorted({EXPERIMENT.group_of(column.evaluation) for column in table.columns if column.evaluation})
+
+
+def models_of(table):
+    """Method and architecture of every row that a run of ours fills."""
+    return sorted({(row.method, row.architecture) for row in table.rows if row.method})
+
+
+def expand_models(path, models):
+    """A path of every model, for every seed."""
+    return [
+        path.format(method=method, architecture=architecture, seed=seed)
+        for method, architecture in models
+        for seed in EXPERIMENT.seeds
+    ]
+
+
+def metrics_of(table):
+    """The measurements that a table shows."""
+    files = [of_model(f"evaluate/{group}", "metrics.json") for group in groups_of(table)]
+    return [path for file in files for path in expand_models(file, models_of(table))]
+
+
+def metrics_of_table(wildcards):
+    """The measurements that the table of a job shows."""
+    return metrics_of(EXPERIMENT.tables[wildcards.table])
+
+
+def files_of(names):
+    """The files of tables, by name."""
+    return [at(f"tables/{name}.{kind}") for name in names for kind in ("csv", "md", "tex", "html")]
+
+
+def every_metric():
+    """Measurements of all tables; a model that two tables need appears once."""
+    return sorted({path for table in EXPERIMENT.tables.values() for path in metrics_of(table)})
+
+
+def datasets_in_use():
+    """The data sets that any job of any table reads."""
+    used = [table for table in EXPERIMENT.tables.values() if models_of(table)]
+    measured = {dataset for table in used for group in groups_of(table) for dataset in datasets_of(group)}
+    return sorted(measured | ({EXPERIMENT.pretraining_data} if used else set()))
+
+
+def every_artefact():
+    """Every declared file, so that whatever is missing is made again, with what depends on it."""
+    models = sorted({model for table in EXPERIMENT.tables.values() for model in models_of(table)})
+    files = [
+        *checkpoints(),
+        of_model("pretrain", "run.json"),
+        of_model("score", "scores.json"),
+        *(of_model("export", file) for file in ("selection.json", "encoder.safetensors", "encoder.json")),
+    ]
+    measured = every_metric()
+    datasets = datasets_in_use()
+    return [
+        *(at(f"data/{dataset}.json") for dataset in datasets if EXPERIMENT.miniature),
+        *(fingerprint(dataset) for dataset in datasets),
+        *(path for file in files for path in expand_models(file, models)),
+        *measured,
+        *(path.replace("metrics.json", "records.csv.gz") for path in measured),
+        *files_of(EXPERIMENT.tables),
+        at("tracking/synced.json"),
+    ]
+
+
+def every_run():
+    """The finished pre-trainings, whose journals are mirrored."""
+    models = sorted({model for table in EXPERIMENT.tables.values() for model in models_of(table)})
+    return expand_models(of_model("pretrain", "run.json"), models)
+
+
+def miniature_of(wildcards):
+    """How miniature data sets are generated."""
+    return jobs.canonical(EXPERIMENT.miniature.model_dump(mode="json"))
+
+
+def root_of(wildcards):
+    """Folder of a data set."""
+    return EXPERIMENT.data[wildcards.dataset].root.as_posix()
+
+
+def layout_of(wildcards):
+    """Official layout of a data set."""
+    return EXPERIMENT.data[wildcards.dataset].layout
+
+
+def data_of(wildcards):
+    """A data set's entry."""
+    return jobs.canonical(EXPERIMENT.data[wildcards.dataset].model_dump(mode="json"))
+
+
+def table_of(wildcards):
+    """A table's entry."""
+    return jobs.canonical(EXPERIMENT.tables[wildcards.table].model_dump(mode="json"))
+
+
+# A job is given its settings as JSON. What Snakemake records, and reruns a job for when it changes, is their digest:
+# settings that cannot change a result (loading workers, labels, how often state is saved) are not part of it. Snakemake
+# does not record a parameter whose function asks for `resources`.
+def job_of(step, wildcards):
+    """The settings of a job."""
+    model = (wildcards.method, wildcards.architecture, int(wildcards.seed))
+    match step:
+        case "pretrain":
+            return jobs.pretrain_job(EXPERIMENT, *model)
+        case "score":
+            return jobs.score_job(EXPERIMENT, *model)
+        case "evaluate":
+            return jobs.evaluate_job(EXPERIMENT, wildcards.group, *model)
+
+
+def digest_of(step):
+    """What identifies a job's result."""
+    return lambda wildcards: job_of(step, wildcards).digest
+
+
+def settings_of(step):
+    """What a job is given."""
+    return lambda wildcards, resources: job_of(step, wildcards).to_json()
+
+
+def launch(wildcards, resources):
+    """What stands before every job's command: nothing on this machine, or $DSEQ_LAUNCH, such as `nice -n 19`."""
+    return LAUNCH
+
+
+def hold_lock():
+    """One run at a time per experiment. The kernel drops the lock with the process, so a kill leaves nothing behind;
+    Snakemake's own lock (off in the profile) would have to be removed by hand.
+    """
+    global LOCK
+    os.makedirs(RESULTS, exist_ok=True)
+    LOCK = open(at(".lock"), "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"{RESULTS}: another run of this experiment is at work; wait for it or stop it.") from None
