@@ -68,6 +68,7 @@ def lidar(features_NVD: Matrix, delta: float = 1e-4, eps: float = 1e-7) -> float
         within = mean_{x, view} (e - m_x)(e - m_x)^T + delta I
         LDA = within^{-1/2} between within^{-1/2}, eigenvalues l
         LiDAR = exp(-sum_k p_k log p_k), p_k = l_k / sum |l| + eps.
+    The expectations are plain means (1/N, 1/(N V)); the defaults of delta and eps are our choice.
     """
     features_NVD = features_NVD.astype(np.float64)
     images, views, width = features_NVD.shape
