@@ -8,6 +8,7 @@ B images, T patches, a square grid of G x G = T.
 """
 
 import math
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,10 +49,13 @@ def ranked_regions(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> 
     return on_device(saliency_BT.detach(), grid, settings)
 
 
-def _area_bounds(settings: RegionSettings, patches: int) -> tuple[int, int]:
-    """Smallest and largest component, in patches."""
-    smallest = max(settings.min_patches, math.ceil(settings.min_region_scale * patches))
-    return smallest, math.floor(settings.max_region_scale * patches)
+Sizes = TypeVar("Sizes", NDArray[Any], Tensor)
+
+
+def _kept(area: Sizes, patches: int, settings: RegionSettings) -> Sizes:
+    """Which component sizes are neither too small nor too large."""
+    scale = area / patches
+    return (area >= settings.min_patches) & (scale >= settings.min_region_scale) & (scale <= settings.max_region_scale)
 
 
 def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSettings) -> NDArray[np.int64]:
@@ -71,8 +75,7 @@ def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSetting
     image_K[labels_N] = np.arange(B).repeat(T)
     image_K = image_K[1:]
 
-    smallest, largest = _area_bounds(settings, T)
-    kept_K = np.flatnonzero((area_K >= smallest) & (area_K <= largest))
+    kept_K = np.flatnonzero(_kept(area_K, T, settings))
     kept_K = kept_K[np.lexsort((kept_K, -area_K[kept_K], -score_K[kept_K], image_K[kept_K]))]
     found_B = np.bincount(image_K[kept_K], minlength=B)
     place_K = np.arange(len(kept_K)) - (np.cumsum(found_B) - found_B)[image_K[kept_K]]
@@ -80,8 +83,9 @@ def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSetting
     rank_K = np.zeros(components + 1, np.int64)
     rank_K[kept_K[top_K] + 1] = place_K[top_K] + 1
     remainder_B1 = np.where(found_B > 0, np.minimum(found_B, settings.count - 1) + 1, 0)[:, None]
-    ranks_BT: NDArray[np.int64] = rank_K[labels_N].reshape(B, T)
-    return np.where(ranks_BT > 0, ranks_BT, remainder_B1)
+    ranks_BT = rank_K[labels_N].reshape(B, T)
+    np.copyto(ranks_BT, remainder_B1, where=ranks_BT == 0)
+    return ranks_BT
 
 
 def _otsu_on_cpu(levels_BT: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -114,8 +118,7 @@ def on_device(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> Tenso
     area_BT = torch.zeros_like(label_BT).scatter_add(1, label_BT, foreground_BT.long())
     inside_BT = torch.where(foreground_BT, saliency_BT, 0).double()
     score_BT = torch.zeros_like(inside_BT).scatter_add(1, label_BT, inside_BT) / area_BT.clamp(min=1)
-    smallest, largest = _area_bounds(settings, T)
-    kept_BT = (area_BT >= smallest) & (area_BT <= largest)
+    kept_BT = _kept(area_BT, T, settings)
     by_area_BT = area_BT.argsort(dim=1, descending=True, stable=True)
     score_of_BT = torch.where(kept_BT, score_BT, -1.0).gather(1, by_area_BT)
     best_BT = by_area_BT.gather(1, score_of_BT.argsort(dim=1, descending=True, stable=True))
@@ -175,11 +178,10 @@ def by_scikit_image(saliency_HW: NDArray[np.float32], settings: RegionSettings) 
     saliency_HW = (saliency_HW - low) / (high - low)
     levels_HW = np.floor((LEVELS - 1) * saliency_HW).astype(np.uint8)
     labels_HW = label(levels_HW > threshold_otsu(levels_HW), connectivity=2)
-    smallest, largest = _area_bounds(settings, saliency_HW.size)
     components = [
         (-saliency_HW[labels_HW == region.label].astype(np.float64).mean(), -region.area, region.label)
         for region in regionprops(labels_HW)
-        if smallest <= region.area <= largest
+        if _kept(np.array(region.area), saliency_HW.size, settings)
     ]
     if not components:
         return none
