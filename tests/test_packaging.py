@@ -1,4 +1,4 @@
-"""The four places that state what the project needs agree: pyproject.toml, requirements.lock, environment.yml, Makefile.
+"""The places that state what the project needs agree: pyproject.toml, requirements.lock and environment.yml.
 
 pytest tests/test_packaging.py
 """

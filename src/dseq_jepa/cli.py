@@ -8,7 +8,6 @@ method, an architecture and a seed; both resolve to the same job. Nothing heavy 
 """
 
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator

@@ -19,6 +19,14 @@ from dseq_jepa.training.settings import Recipe, SelectionSettings
 
 Entry = TypeVar("Entry")
 
+_LOOSE = {
+    "loading": {"workers"},
+    "recipe": {"save_every_minutes"},
+    "method": {"label"},
+    "architecture": {"label", "recipe"},
+}
+"""Settings that no result depends on; changing them reruns nothing."""
+
 
 class Model(Closed):
     """Which model a job is about."""
@@ -39,8 +47,7 @@ class Job(Closed):
     @property
     def digest(self) -> str:
         """Identity of what is computed: the same digest gives the same bits on the same machine."""
-        loose = self.model_dump(mode="json", exclude={"loading": {"workers"}, "recipe": {"save_every_minutes"}})
-        return hashlib.sha256(canonical(loose).encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical(self.model_dump(mode="json", exclude=_LOOSE)).encode()).hexdigest()[:16]
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -59,7 +66,7 @@ class PretrainJob(Job):
     architecture: ArchitectureSettings
     recipe: Recipe
     data: DatasetSettings
-    keep_percent: list[int]
+    keep_percent: tuple[int, ...]
 
 
 class ScoreJob(Job):
