@@ -140,6 +140,9 @@ def _orientation(image: Image.Image) -> int:
 def _decode_any(data: bytes) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # corrupt EXIF and palette transparency: neither changes the pixels used here
+        if data.startswith(b"\x89PNG"):
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                image.verify()  # checksums, which reading alone does not look at
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             upright = _turned(image, _orientation(image))
             return np.array(_to_rgb(upright))  # a copy: writable, as simplejpeg's arrays are

@@ -7,9 +7,11 @@ set; on the complete data sets that is the official id (iNat21) or the official 
 Folders are listed with os.scandir and never stat'ed file by file: ImageNet's 1.28 million names take seconds.
 """
 
+import io
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,11 +227,12 @@ def _mat(path: Path, key: str) -> NDArray[Any]:
     from scipy.io.matlab import MatReadError
 
     try:
-        content = loadmat(path)
-        return np.asarray(content[key]).reshape(-1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it belongs to the data set's development kit") from None
-    except (MatReadError, ValueError, KeyError, TypeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or '').lower()})") from None
+    try:
+        return np.asarray(loadmat(io.BytesIO(data))[key]).reshape(-1)
+    except (MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error) as error:
         raise UserError(f"{path}: not the official development kit's file ({error})") from None
 
 
