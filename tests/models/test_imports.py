@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor
 
 from dseq_jepa.errors import UserError
-from dseq_jepa.models.imports import Kind, import_checkpoint
+from dseq_jepa.models.imports import import_checkpoint
 from dseq_jepa.models.settings import ArchitectureSettings, PredictorSettings
 from dseq_jepa.models.weights import load_encoder, read_card
 
@@ -64,7 +64,7 @@ def ijepa(state: State) -> Any:
     }
 
 
-FILES: dict[str, tuple[Kind, bool, Callable[[State], Any]]] = {
+FILES: dict[str, tuple[str, bool, Callable[[State], Any]]] = {
     "timm": ("timm", True, lambda state: state | {"head.weight": torch.ones(2, 24), "head.bias": torch.ones(2)}),
     "mae": ("mae", True, mae),
     "mae encoder only": ("mae", True, lambda state: {"model": state}),
@@ -144,6 +144,11 @@ def test_a_foreign_object_is_never_unpickled(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never unpickled"):
         import_checkpoint(tmp_path / "x.pth", TINY, "mae", tmp_path / "out")
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_misspelt_kind_gets_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='did you mean "ijepa"'):
+        import_checkpoint(tmp_path / "x.pth", TINY, "i-jepa", tmp_path / "out")
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ RIDGE = 1e-4
 def rankme(embedding_ND: Tensor) -> float:
     """RankMe (Garrido et al., 2023, arXiv:2210.02885, eq. 1-2): exp(entropy) of the singular values, not centred.
 
-    Works on the D x D second-moment matrix, whose eigenvalues are the squared singular values: 100,000 embeddings cost
-    one product and an eigendecomposition of the width.
+    Works on the smaller of the two products of the matrix with itself, whose eigenvalues are the squared singular
+    values: 100,000 embeddings cost one product and an eigendecomposition of the width.
     """
     rows_ND = embedding_ND.double().cpu()
-    return _spectral_entropy(_eigenvalues(rows_ND.T @ rows_ND).sqrt())
+    tall = len(rows_ND) > rows_ND.shape[1]
+    return _spectral_entropy(_eigenvalues(rows_ND.T @ rows_ND if tall else rows_ND @ rows_ND.T).sqrt())
 
 
 def lidar(embedding_NVD: Tensor) -> float:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dseq_jepa.config import nearest
 from dseq_jepa.errors import UserError
 from dseq_jepa.files import file_sha256
 from dseq_jepa.models.settings import ArchitectureSettings
@@ -33,7 +34,6 @@ from dseq_jepa.models.weights import (
 )
 from dseq_jepa.provenance import code_version
 
-Kind = Literal["timm", "mae", "dino", "ibot", "ijepa"]
 Channels = tuple[float, float, float]
 
 
@@ -49,7 +49,7 @@ class Layout:
     """Regular expression of the keys, after the prefixes, that are not the encoder."""
 
 
-LAYOUTS: dict[Kind, Layout] = {
+LAYOUTS: dict[str, Layout] = {
     "timm": Layout(("state_dict", "model"), ("module.",), r"head\.(weight|bias)"),
     "mae": Layout(("model",), ("module.",), r"mask_token|decoder_.+|head\.(weight|bias)"),
     "dino": Layout(("teacher",), ("module.", "backbone."), r"head\..+"),
@@ -61,7 +61,7 @@ LAYOUTS: dict[Kind, Layout] = {
 def import_checkpoint(
     path: Path,
     architecture: ArchitectureSettings,
-    kind: Kind,
+    kind: str,
     out: Path,
     *,
     mean: Channels = IMAGENET_MEAN,
@@ -74,7 +74,7 @@ def import_checkpoint(
     Args:
         path: .safetensors, or what torch.save wrote.
         architecture: what the checkpoint is; another one is refused.
-        kind: whose layout it has.
+        kind: whose layout it has: a key of LAYOUTS.
         out: folder to write to.
         mean: of the channels on [0, 1] that the encoder was trained with.
         std: likewise.
@@ -86,6 +86,8 @@ def import_checkpoint(
         UserError: listing every key that is missing, unknown or of another shape.
 
     """
+    if kind not in LAYOUTS:
+        raise UserError(f"--kind {kind}: no such layout; {nearest(kind, LAYOUTS)}")
     layout = LAYOUTS[kind]
     content = _read(path)
     state, container = _encoder_state(content, layout, path, kind)
@@ -103,7 +105,7 @@ def import_checkpoint(
         mean=mean,
         std=std,
         checkpoint=path.name,
-        epoch=epoch if isinstance(epoch := content.get("epoch"), int) else None,
+        epoch=float(epoch) if isinstance(epoch := content.get("epoch"), int) else None,
         score=None,
         provenance={
             "kind": kind,
@@ -137,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _encoder_state(
-    content: Mapping[str, Any], layout: Layout, path: Path, kind: Kind
+    content: Mapping[str, Any], layout: Layout, path: Path, kind: str
 ) -> tuple[dict[str, Tensor], str | None]:
     container = next((name for name in layout.containers if isinstance(content.get(name), dict)), None)
     state: Mapping[str, Any] = content[container] if container else content

@@ -65,7 +65,7 @@ class EncoderCard(Closed):
     """Divides the channels afterwards."""
     checkpoint: str
     """File that the weights were taken from."""
-    epoch: int | None
+    epoch: float | None
     score: float | None
     """kNN accuracy in percent that the checkpoint was chosen by; null for an imported one."""
     provenance: dict[str, Any]
@@ -166,7 +166,7 @@ def export_encoder(selection: Path, out: Path) -> Path:
     choice = json.loads(selection.read_text())
     chosen = choice["chosen"]
     checkpoint = selection.parent / chosen["file"]
-    tensors, metadata = _read_target(checkpoint)
+    tensors, metadata = read_target(checkpoint)
     job = PretrainJob.parse(metadata["job"])
     provenance = Provenance.begin(job.to_json(), job.digest)
     class_token = job.method.class_token
@@ -179,7 +179,7 @@ def export_encoder(selection: Path, out: Path) -> Path:
         job.architecture,
         class_token=class_token,
         checkpoint=checkpoint.name,
-        epoch=int(metadata["epoch"]),
+        epoch=float(metadata["epoch"]),
         score=chosen["knn_top1"],
         provenance={
             **job.model.model_dump(),
@@ -194,13 +194,26 @@ def export_encoder(selection: Path, out: Path) -> Path:
     return written
 
 
-def _read_target(checkpoint: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_target(checkpoint: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The target encoder's tensors of a checkpoint, under timm's names, and the file's metadata.
+
+    Raises:
+        UserError: naming the file when it is missing, damaged or not a pre-training's.
+
+    """
     try:
         with safe_open(checkpoint, framework="numpy") as file:
             keys = [key for key in file.keys() if key.startswith(TARGET)]  # noqa: SIM118 - not a mapping
-            return {key.removeprefix(TARGET): file.get_tensor(key) for key in keys}, file.metadata() or {}
+            tensors = {key.removeprefix(TARGET): file.get_tensor(key) for key in keys}
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise unreadable(checkpoint, error) from None
+    if missing := {"epoch", "percent", "job"} - metadata.keys():
+        raise UserError(
+            f"{checkpoint}: has no {' and '.join(sorted(missing))} in its metadata; expected a checkpoint of "
+            "`dseq-jepa pretrain`. Weights of other projects come in through `dseq-jepa import`."
+        )
+    return tensors, metadata
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
