@@ -38,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
 	@cat results/demo/tables/table1.md; echo; cat results/demo/tables/table3.md; echo
-	@echo "Tables as CSV, Markdown, LaTeX and HTML: results/demo/tables/. Curves: $(BIN)/dseq-jepa dashboard results/demo"
+	@echo "Tables as CSV, Markdown, LaTeX and HTML: results/demo/tables/. Curves: $(BIN)/dseq-jepa dashboard --config configs/demo.yaml"
 
 test: $(READY)
 	$(BIN)/python -m pytest

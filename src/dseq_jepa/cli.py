@@ -8,10 +8,11 @@ method, an architecture and a seed; both resolve to the same job. Nothing heavy 
 """
 
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dseq_jepa.config import Experiment
     from dseq_jepa.jobs import Job
 
+Entry = TypeVar("Entry")
 AnyJob = TypeVar("AnyJob", bound="Job")
 
 app = typer.Typer(
@@ -42,6 +44,7 @@ ArchitectureName = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The first of `seeds` unless given.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Results = Annotated[Path | None, typer.Option("--results", help="results/<config>, instead of --config.")]
 
 
 def main() -> None:
@@ -70,6 +73,15 @@ def _alone_in(out: Path) -> Iterator[None]:
             typer.echo(f"{out}: another process works in this folder; waiting for it to end.", err=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _shown_live(job: "Job", out: Path) -> AbstractContextManager[object]:
+    """Mirror the journal while the job runs, where MLFLOW_TRACKING_URI names a server."""
+    from dseq_jepa.live import LiveMirror
+
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    return LiveMirror(out, os.environ.get("MLFLOW_EXPERIMENT_NAME", job.model.experiment))
 
 
 def _experiment(config: Path | None) -> "Experiment":
@@ -117,7 +129,7 @@ def pretrain(
     from dseq_jepa.jobs import PretrainJob, pretrain_job
 
     job = _resolve(PretrainJob, settings, pretrain_job, config, (method, architecture, seed))
-    with _alone_in(out):
+    with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.training.loop import pretrain as run
 
         run(job, out)
@@ -174,25 +186,21 @@ def export(
 )
 def import_(
     out: Out,
-    kind: Annotated[str, typer.Option(help="Whose layout: the project that published the checkpoint.")],
+    kind: Annotated[str, typer.Option(help="Who published it: timm, mae, dino, ibot or ijepa.")],
     checkpoint: Annotated[Path, typer.Option(help="The published file; nothing in it is executed.")],
     config: ConfigFile = None,
     architecture: ArchitectureName = None,
 ) -> None:
     """Turn a published checkpoint into an encoder that every evaluation takes."""
-    from dseq_jepa.config import nearest
-
-    experiment = _experiment(config)
-    name = _first(architecture, experiment.architectures)
-    if name not in experiment.architectures:
-        raise UserError(f"architectures: {name!r} is not defined; {nearest(name, experiment.architectures)}")
+    entries = _experiment(config).architectures
+    (settings,) = _chosen("architectures", entries, _first(architecture, entries)).values()
     from dseq_jepa.models.imports import import_checkpoint
 
-    import_checkpoint(checkpoint, experiment.architectures[name], kind, out)
+    import_checkpoint(checkpoint, settings, kind, out)
 
 
 @app.command(
-    epilog="Example: dseq-jepa probe --config configs/demo.yaml --group small --method dseq-jepa "
+    epilog="Example: dseq-jepa probe --config configs/demo.yaml --group classify --method dseq-jepa "
     "--encoder out/encoder.safetensors --out out/"
 )
 def probe(
@@ -212,7 +220,94 @@ def probe(
         return evaluate_job(experiment, _first(group, experiment.groups), method, architecture, seed)
 
     job = _resolve(EvaluateJob, settings, build, config, (method, architecture, seed))
-    with _alone_in(out):
+    with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.probe import evaluate
 
         evaluate(job, encoder, out)
+
+
+@app.command(epilog="Example: dseq-jepa sync --config configs/demo.yaml")
+def sync(
+    config: ConfigFile = None,
+    results: Results = None,
+    name: Annotated[
+        str | None, typer.Option("--experiment", help="MLflow experiment; the configuration's unless given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Receives a summary as JSON.")] = None,
+) -> None:
+    """Mirror the journals into MLflow: MLFLOW_TRACKING_URI, or mlflow.db in the results folder."""
+    from dseq_jepa.tracking import sync as run
+
+    folder, default = _results(config, results)
+    summary = run(folder, name or default, out=out)
+    typer.echo(
+        f"{summary.store}: experiment {summary.experiment} holds {summary.runs} runs and {summary.points:,} points; "
+        f"{summary.new_runs} runs and {summary.new_points:,} points are new."
+    )
+
+
+@app.command(epilog="Example: dseq-jepa dashboard --config configs/demo.yaml")
+def dashboard(
+    config: ConfigFile = None,
+    results: Results = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Show the MLflow store of a results folder on 127.0.0.1 until Ctrl-C."""
+    from dseq_jepa.dashboard import dashboard as run
+
+    run(_results(config, results)[0], port, typer.echo)
+
+
+def _results(config: Path | None, results: Path | None) -> tuple[Path, str]:
+    """A results folder and the name of its MLflow experiment."""
+    if results is not None:
+        return results, results.name
+    experiment = _experiment(config)
+    return experiment.directory, experiment.tracking.experiment or experiment.name
+
+
+@data.command(epilog="Example: dseq-jepa data check --config configs/paper.yaml")
+def check(
+    config: ConfigFile = None,
+    settings: Annotated[str | None, typer.Option(help="A data set's entry as JSON, from the workflow.")] = None,
+    name: Annotated[str | None, typer.Option("--data", help="An entry of `data`; all unless given.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Hash every byte, not a sample.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Receives the manifest of the data set as JSON.")] = None,
+) -> None:
+    """Say per data set whether it is there, in which layout it is expected and where to get it."""
+    from dseq_jepa.data.catalog import check as run
+    from dseq_jepa.data.settings import DatasetSettings
+    from dseq_jepa.files import write_atomically
+
+    if settings is None:
+        entries = _chosen("data", _experiment(config).data, name)
+    elif name is not None:
+        entries = {name: DatasetSettings.model_validate_json(settings)}
+    else:
+        raise UserError("--settings describes one data set; give its name with --data")
+    if out is not None and len(entries) > 1:
+        raise UserError("--out takes the manifest of one data set; name it with --data")
+    problems = []
+    for key, entry in entries.items():
+        try:
+            manifest = run(key, entry, full=full)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        images = manifest["images"]
+        typer.echo(f"data.{key} ({manifest['title']}): {images['train']:,} + {images['val']:,} pictures, as expected")
+        if out is not None:
+            write_atomically(out, json.dumps(manifest, indent=1) + "\n")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _chosen(section: str, entries: dict[str, Entry], name: str | None) -> dict[str, Entry]:
+    """All entries, or the one that is named."""
+    from dseq_jepa.config import nearest
+
+    if name is None:
+        return entries
+    if name not in entries:
+        raise UserError(f"{section}: {name!r} is not defined; {nearest(name, entries)}")
+    return {name: entries[name]}

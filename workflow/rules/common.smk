@@ -1,5 +1,6 @@
 # What the rules share: the checked configuration, the paths of artefacts, and what each job is given.
 import fcntl
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from dseq_jepa import jobs
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
+from dseq_jepa.tables.job import table_job
 
 # Jobs run the `dseq-jepa` that belongs to the interpreter which runs Snakemake, activated environment or not.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -31,6 +33,10 @@ REPORTED = os.path.relpath(Path(workflow.basedir).parent / "configs" / "reported
 ENVIRONMENT = "dseq-jepa"  # the conda environment of environment.yml, for runs with --software-deployment-method conda
 THREADS = EXPERIMENT.compute.threads
 GPUS = int(EXPERIMENT.compute.device == "cuda")
+EXPERIMENT_NAME = EXPERIMENT.tracking.experiment or EXPERIMENT.name
+os.environ.update(
+    MLFLOW_EXPERIMENT_NAME=EXPERIMENT_NAME
+)  # where a job with a tracking server shows itself while it runs
 LAUNCH = os.environ.get("DSEQ_LAUNCH", "")
 
 
@@ -185,13 +191,13 @@ def data_of(wildcards):
 
 
 def table_of(wildcards):
-    """A table's entry."""
-    return jobs.canonical(EXPERIMENT.tables[wildcards.table].model_dump(mode="json"))
+    """What the job of a table is given."""
+    return table_job(EXPERIMENT, wildcards.table).to_json()
 
 
 # A job is given its settings as JSON. What Snakemake records, and reruns a job for when it changes, is their digest:
 # settings that cannot change a result (loading workers, labels, how often state is saved) are not part of it. Snakemake
-# does not record a parameter whose function asks for `resources`.
+# does not record a parameter whose function asks for `input`, `output` or `resources`.
 def job_of(step, wildcards):
     """The settings of a job."""
     model = (wildcards.method, wildcards.architecture, int(wildcards.seed))
@@ -210,8 +216,19 @@ def digest_of(step):
 
 
 def settings_of(step):
-    """What a job is given."""
-    return lambda wildcards, resources: job_of(step, wildcards).to_json()
+    """What a job is given: its settings, with the fingerprints of the data that it reads."""
+    return lambda wildcards, input: with_fingerprints(job_of(step, wildcards), input.data).to_json()
+
+
+def with_fingerprints(job, manifests):
+    """The job, which starts over and does not go on when the data changed."""
+    paths = [manifests] if isinstance(manifests, str) else manifests
+    found = {Path(path).stem: json.loads(open(path).read())["fingerprint"] for path in paths}
+    if isinstance(job, jobs.EvaluateJob):
+        data = {name: entry.model_copy(update={"fingerprint": found[name]}) for name, entry in job.data.items()}
+    else:
+        data = job.data.model_copy(update={"fingerprint": found[EXPERIMENT.pretraining_data]})
+    return job.model_copy(update={"data": data})
 
 
 def launch(wildcards, resources):

@@ -13,7 +13,9 @@ rule sync:
     conda:
         ENVIRONMENT
     params:
-        results=RESULTS,
+        experiment=EXPERIMENT_NAME,
+        results=subpath(output[0], ancestor=2),
         launch=launch,
     shell:
-        "{params.launch} dseq-jepa sync --results {params.results} --out {output} &> {log}"
+        "{params.launch} dseq-jepa sync --results {params.results} --experiment {params.experiment:q}"
+        " --out {output} &> {log}"

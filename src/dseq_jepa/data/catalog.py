@@ -194,6 +194,11 @@ def check(name: str, settings: DatasetSettings, *, full: bool = False) -> dict[s
     files += _masks(settings, parts)
     annotations = [file for file in entry.annotations if (settings.root / file).exists()]
     fingerprint, size = _fingerprint(settings.root, files, annotations, full=full)
+    if not full and settings.fingerprint not in (None, fingerprint):
+        raise UserError(
+            f"data.{name}.fingerprint: {settings.root} has {fingerprint}, the configuration says {settings.fingerprint}; "
+            "restore the files that changed or correct the fingerprint"
+        )
     return {
         "schema": 1,
         "name": name,

@@ -22,6 +22,9 @@ class DatasetSettings(Closed):
     """Expected number of validation (or test) images; null: whatever is there."""
     classes: int | None = Field(None, ge=2)
     """Number of classes; null: as many as the labels name."""
+    fingerprint: str | None = None
+    """Expected fingerprint, from the manifest of `dseq-jepa data check`; null: whatever is there. The workflow gives
+    every job the one that it found, so that a job whose data changed starts over instead of going on."""
 
 
 class MiniatureSettings(Closed):
