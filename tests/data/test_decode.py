@@ -161,6 +161,12 @@ def test_exif_orientation_is_undone(decoder: str, orientation: int) -> None:
         assert np.abs(image_HWC.astype(int) - picture()).max() < 20
 
 
+def test_orientation_in_xmp_alone_counts_too(decoder: str) -> None:
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    image_HWC = decode(encoded(Image.fromarray(picture()[::-1, ::-1].copy()), xmp=packet, quality=98), "a.jpg")
+    assert np.abs(image_HWC.astype(int) - picture()).mean() < 4
+
+
 def test_unreadable_exif_leaves_the_picture_as_stored(decoder: str) -> None:
     data = jpeg(exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff broken")
     np.testing.assert_array_equal(decode(data, "a.jpg"), by_pillow(jpeg()))
@@ -199,8 +205,8 @@ def test_left_over_bytes_do_not_make_a_picture_bad(decoder: str) -> None:
         (b"", r"empty file \(0 bytes found\)"),
         (b"<!DOCTYPE html><html>404</html>", r"text document.*\(31 bytes found\)"),
         (b"GIMP" * 50, r"not a picture of a known format.*\(200 bytes found\)"),
-        (b"\xff\xd8\xff", r"\(3 bytes found\)"),
-        (b"\x89PNG\r\n\x1a\n", r"\(8 bytes found\)"),
+        (b"\xff\xd8\xff", r"truncated or corrupt.*\(3 bytes found\)"),
+        (b"\x89PNG\r\n\x1a\n", r"truncated or corrupt.*\(8 bytes found\)"),
     ],
 )
 def test_what_is_no_picture_says_so(decoder: str, data: bytes, reason: str) -> None:

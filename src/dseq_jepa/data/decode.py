@@ -82,6 +82,8 @@ def _reason(data: bytes, error: Exception) -> str:
     if data.lstrip()[:1] == b"<":
         return "not a picture but a text document, such as a saved web page"
     if isinstance(error, PIL.UnidentifiedImageError):
+        if data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+            return "truncated or corrupt: the header cannot be read"
         return f"not a picture of a known format ({', '.join(_FORMATS)})"
     return f"truncated or corrupt: {error}"
 
@@ -120,13 +122,24 @@ def _simplejpeg_pixels(data: bytes, *, strict: bool) -> NDArray[np.uint8]:
 
 
 def _orientation_of_jpeg(data: bytes) -> int:
-    """The orientation tag; opens the file with Pillow only if the bytes could hold one."""
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+    """The orientation tag; the file is opened with Pillow only where there can be one."""
+    if not _has_metadata(data):
         return _UPRIGHT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _orientation(image)
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a JPEG's header holds EXIF or XMP; true also for a header that cannot be followed: Pillow judges."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (0xDA, 0xE1):  # start of the pixels, EXIF or XMP
+            return marker == 0xE1
+        position += 2 + (data[position + 2] << 8) + data[position + 3]
+    return True
 
 
 def _orientation(image: Image.Image) -> int:
