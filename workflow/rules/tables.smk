@@ -16,10 +16,11 @@ rule render:
         ENVIRONMENT
     params:
         settings=table_of,
-        results=RESULTS,
+        results=subpath(output.csv, ancestor=2),
         launch=launch,
     shell:
-        "{params.launch} dseq-jepa tables --settings {params.settings:q} --reported {input.reported} &> {log}"
+        "{params.launch} dseq-jepa tables --settings {params.settings:q} --results {params.results}"
+        " --reported {input.reported} &> {log}"
 
 
 for name in EXPERIMENT.tables:

@@ -196,8 +196,8 @@ def check(name: str, settings: DatasetSettings, *, full: bool = False) -> dict[s
     fingerprint, size = _fingerprint(settings.root, files, annotations, full=full)
     if not full and settings.fingerprint not in (None, fingerprint):
         raise UserError(
-            f"data.{name}.fingerprint: {settings.root} has {fingerprint}, the configuration says {settings.fingerprint}; "
-            "restore the files that changed or correct the fingerprint"
+            f"data.{name}.fingerprint: {settings.root} has {fingerprint}, the configuration says "
+            f"{settings.fingerprint}; restore the files that changed or correct the fingerprint"
         )
     return {
         "schema": 1,
