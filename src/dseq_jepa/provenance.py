@@ -92,8 +92,11 @@ class Provenance:
 
 def run_tags(step: str, job: "Job") -> dict[str, str]:
     """Who a run is, for the first line of its journal: the tags that MLflow shows and searches."""
+    from dseq_jepa.jobs import EvaluateJob
+
     model = job.model
-    return {
+    group = {"group": job.group} if isinstance(job, EvaluateJob) else {}
+    return group | {
         "step": step,
         "experiment": model.experiment,
         "method": model.method,

@@ -1,0 +1,368 @@
+"""MLflow as a mirror of the journals: the journals are the truth, the store can be filled again at any time.
+
+    dseq-jepa sync --config configs/demo.yaml            # fills results/demo/mlflow.db
+    MLFLOW_TRACKING_URI=https://server dseq-jepa sync --config configs/paper.yaml
+
+A sync makes the store agree with the results folder, however often it runs and wherever the one before was killed:
+every run is found again by a tag, its histories are compared with the journal, and only missing points are logged. A
+run that holds a point which its journal no longer holds (a process was killed and its last steps were computed again
+after the live mirror had sent them) is deleted in MLflow and mirrored anew, for points cannot be taken back. A mark,
+set last, says that a run is complete for these files; such a run costs nothing.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dseq_jepa.errors import UserError
+from dseq_jepa.files import write_atomically, write_error
+from dseq_jepa.masking import masked
+from dseq_jepa.tracked import JOURNAL, Point, Run, Source, sources
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
+
+_KEY, _PLACE, _MARK, _POINTS, _FILES = (f"dseq_jepa.{name}" for name in ("key", "place", "mark", "points", "files"))
+_PARENT = "mlflow.parentRunId"
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+_LOCK_SECONDS = 60.0
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sync left and did."""
+
+    store: str
+    experiment: str
+    runs: int
+    points: int
+    """In the store for these results."""
+    new_runs: int
+    new_points: int
+    """Logged by this sync."""
+
+
+def sync(results: Path, experiment: str, uri: str | None = None, out: Path | None = None) -> Summary:
+    """Make an MLflow experiment agree with the journals and result files of results/<config>.
+
+    Args:
+        results: results/<config>.
+        experiment: name of the MLflow experiment; made if missing.
+        uri: of the store; MLFLOW_TRACKING_URI unless given, else sqlite in the results folder.
+        out: receives the summary as JSON.
+
+    Raises:
+        UserError: when the store does not answer, refuses, or is being filled by another sync. What was mirrored so
+            far stays; the next sync goes on.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder; there is nothing to mirror before the workflow has run.")
+    uri = store_uri(results, uri)
+    (results / "tracking").mkdir(exist_ok=True)
+    runs = points = new_runs = new_points = 0
+    with alone(results / "tracking"), answering(uri):
+        store = Store(uri, experiment, results / "mlartifacts")
+        for source in sources(results):
+            with alone(source.folders[0]) if (source.folders[0] / JOURNAL).exists() else nullcontext():
+                mirrored = store.mirror(source)
+            runs, points = runs + 1, points + mirrored.points
+            new_runs, new_points = new_runs + mirrored.new_run, new_points + mirrored.new_points
+    summary = Summary(masked(uri), experiment, runs, points, new_runs, new_points)
+    if out:
+        write_atomically(out, json.dumps({"schema": 1, **summary.__dict__}, indent=1) + "\n")
+    return summary
+
+
+def store_uri(results: Path, uri: str | None = None) -> str:
+    """The store of a results folder: the one given, else MLFLOW_TRACKING_URI, else sqlite in the folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """One run after `Store.mirror`."""
+
+    points: int
+    new_run: bool
+    new_points: int
+
+
+class Store:
+    """An experiment in an MLflow store. Use inside `answering`, which turns MLflow's errors into sentences.
+
+    Args:
+        uri: of the store.
+        experiment: its name; made if missing.
+        artefacts: folder for artefacts where the store is a database without a server.
+    """
+
+    def __init__(self, uri: str, experiment: str, artefacts: Path) -> None:
+        from mlflow import MlflowClient
+
+        _check_place(uri)
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+        self.experiment_id = _experiment(self.client, experiment, None if is_server(uri) else artefacts)
+        self.runs: dict[str, list[StoredRun]] = {}
+        self.ids: dict[str, str] = {}
+        self.known: dict[str, dict[str, set[tuple[int, int]]]] = {}
+        for run in _all_runs(self.client, self.experiment_id):
+            self.runs.setdefault(run.data.tags[_KEY], []).append(run)
+            self.ids[run.data.tags[_PLACE]] = run.info.run_id
+
+    def mirror(self, source: Source) -> Mirrored:
+        """Make the stored run agree with a job's files.
+
+        Raises:
+            UserError: for a corrupt journal or result file.
+        """
+        mark = source.fingerprint()
+        parent = self.ids.get(source.parent) if source.parent else None
+        for stored in (run for runs in self.runs.values() for run in runs):
+            tags = stored.data.tags
+            if (tags[_PLACE], tags.get(_MARK), tags.get(_PARENT)) == (source.place, mark, parent):
+                self.ids[source.place] = stored.info.run_id
+                return Mirrored(int(tags[_POINTS]), new_run=False, new_points=0)
+        return self._agree(source.read(), mark, parent)
+
+    def _agree(self, run: Run, mark: str, parent: str | None) -> Mirrored:
+        stored = self._now(self._only(run.key))
+        if stored is not None and not self._within(stored, run):
+            self.client.delete_run(stored.info.run_id)
+            stored = None
+        new_run = stored is None
+        if stored is None:
+            stored = self.client.create_run(
+                self.experiment_id, run.start_ms, {_KEY: run.key, _PLACE: run.place, **run.tags}, run.name
+            )
+            self.known[stored.info.run_id] = {}
+        self.runs[run.key], self.ids[run.place] = [stored], stored.info.run_id
+        self._log_params(stored, run)
+        new_points = self._log_points(stored.info.run_id, run.points)
+        files = self._log_files(stored, run)
+        marks = {_FILES: files, _POINTS: str(len(run.points)), _MARK: mark}
+        self._set_state(stored, run)
+        self._set_tags(stored, run, marks | ({_PARENT: parent} if parent else {}))
+        self.runs[run.key] = [self.client.get_run(stored.info.run_id)]
+        return Mirrored(len(run.points), new_run, new_points)
+
+    def _only(self, key: str) -> "StoredRun | None":
+        """The run with this key. A request that was answered too late may have made it twice: one is kept."""
+        runs = sorted(self.runs.get(key, []), key=lambda run: str(run.info.run_id))
+        for extra in runs[1:]:
+            self.client.delete_run(extra.info.run_id)
+        return runs[0] if runs else None
+
+    def _now(self, stored: "StoredRun | None") -> "StoredRun | None":
+        """The run as it is now: another process may have mirrored or deleted it since this one looked."""
+        if stored is None:
+            return None
+        run = self.client.get_run(stored.info.run_id)
+        if run.data.tags.get(_MARK) != stored.data.tags.get(_MARK):
+            self.known.pop(run.info.run_id, None)
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _within(self, stored: "StoredRun", run: Run) -> bool:
+        """Whether the store holds nothing that the journal does not hold."""
+        if any(run.params.get(key) != value for key, value in stored.data.params.items()):
+            return False
+        expected: dict[str, set[tuple[int, int]]] = {}
+        for point in run.points:
+            expected.setdefault(point.name, set()).add((point.step, point.time_ms))
+        held = self._held(stored)
+        return all(points <= expected.get(name, set()) for name, points in held.items())
+
+    def _held(self, stored: "StoredRun") -> dict[str, set[tuple[int, int]]]:
+        """Steps and times of every stored point; asked for once per process and kept up to date."""
+        run_id = stored.info.run_id
+        if run_id not in self.known:
+            self.known[run_id] = {
+                name: {(point.step, point.timestamp) for point in self.client.get_metric_history(run_id, name)}
+                for name in stored.data.metrics
+            }
+        return self.known[run_id]
+
+    def _log_params(self, stored: "StoredRun", run: Run) -> None:
+        from mlflow.entities import Param
+
+        missing = [Param(key, value) for key, value in run.params.items() if key not in stored.data.params]
+        for begin in range(0, len(missing), _PARAMS_PER_CALL):
+            part = missing[begin : begin + _PARAMS_PER_CALL]
+            self.client.log_batch(stored.info.run_id, params=part, synchronous=True)
+
+    def _log_points(self, run_id: str, points: list[Point]) -> int:
+        from mlflow.entities import Metric
+
+        held = self.known[run_id]
+        missing = [point for point in points if (point.step, point.time_ms) not in held.get(point.name, ())]
+        for begin in range(0, len(missing), _METRICS_PER_CALL):
+            part = missing[begin : begin + _METRICS_PER_CALL]
+            metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in part]
+            self.client.log_batch(run_id, metrics=metrics, synchronous=True)
+            for point in part:
+                held.setdefault(point.name, set()).add((point.step, point.time_ms))
+        return len(missing)
+
+    def _log_files(self, stored: "StoredRun", run: Run) -> str:
+        """Upload the artefacts when one of them changed; returns what identifies them."""
+        state = [
+            f"{folder}/{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path, folder in run.artefacts
+        ]
+        state.append(json.dumps(run.config, sort_keys=True))
+        files = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+        run_id = stored.info.run_id
+        if stored.data.tags.get(_FILES) == files:
+            return files
+        if run.config:
+            self.client.log_text(run_id, json.dumps(run.config, indent=1) + "\n", "config.json")
+        for path, folder in run.artefacts:
+            self.client.log_artifact(run_id, str(path), folder)
+        return files
+
+    def _set_tags(self, stored: "StoredRun", run: Run, marks: dict[str, str]) -> None:
+        """All tags in one call, so that the mark is never set without what it stands for."""
+        from mlflow.entities import RunTag
+
+        wanted = {**run.tags, "mlflow.runName": run.name, **marks}
+        changed = [RunTag(key, value) for key, value in wanted.items() if stored.data.tags.get(key) != value]
+        self.client.log_batch(stored.info.run_id, tags=changed, synchronous=True)
+
+    def _set_state(self, stored: "StoredRun", run: Run) -> None:
+        if stored.info.status == run.status and (run.end_ms is None or stored.info.end_time == run.end_ms):
+            return
+        if run.status == "RUNNING":
+            self.client.update_run(stored.info.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(stored.info.run_id, run.status, run.end_ms)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's mirror lock: two processes that find the same point missing would both log it.
+
+    The kernel drops the lock with the process.
+
+    Raises:
+        UserError: when another process holds it for a minute.
+    """
+    path = folder / ".mirror.lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise write_error(path, error) from error
+    with file:
+        until = time.monotonic() + _LOCK_SECONDS
+        while not _locked(file.fileno()):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{folder}: another process is mirroring this folder to MLflow; try again when it ends."
+                )
+            time.sleep(0.05)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn everything that a store can answer, or not answer, into one sentence without credentials."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from alembic.util.exc import CommandError
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, CommandError, OSError) as error:
+        raise UserError(_sentence(uri, masked(str(error)))) from error
+
+
+def _sentence(uri: str, message: str) -> str:
+    where = f"MLflow store {masked(uri)}"
+    short = message.splitlines()[0][:300] if message else "no reason given"
+    if "schema" in message and "upgrade" in message:
+        return (
+            f"{where} was made by an older MLflow; copy it, then run `mlflow db upgrade {masked(uri)}` and sync again."
+        )
+    if "Can't locate revision" in message:
+        return f"{where} was made by a newer MLflow; install that version or choose another store."
+    if "401" in short or "403" in short or "UNAUTHENTICATED" in short or "PERMISSION_DENIED" in short:
+        return (
+            f"{where} refuses: {short}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Nothing is lost: "
+            "the journals hold everything; run `dseq-jepa sync` again."
+        )
+    verb = "does not answer" if is_server(uri) else "failed"
+    return f"{where} {verb}: {short}. Nothing is lost: the journals hold everything; run `dseq-jepa sync` again."
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is behind HTTP, and not a database that this process opens itself."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _check_place(uri: str) -> None:
+    """Say what is wrong with a store's address before MLflow says it in ten lines."""
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme not in _SCHEMES:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {masked(uri)!r} is neither a server nor a database; expected something like "
+            "http://host:5000 or sqlite:////path/mlflow.db."
+        )
+    if scheme == "sqlite" and not Path(uri.partition("sqlite:///")[2] or ".").parent.is_dir():
+        raise UserError(f"{uri}: the folder of this database does not exist; make it first.")
+
+
+def _experiment(client: "MlflowClient", name: str, artefacts: Path | None) -> str:
+    """Id of the experiment, made if missing."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    while found is None:
+        try:
+            return str(client.create_experiment(name, artefacts.resolve().as_uri() if artefacts else None))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another job's live mirror was first
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow experiment {name!r} was deleted; bring it back with `mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}`, or give the configuration another tracking.experiment."
+        )
+    return str(found.experiment_id)
+
+
+def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["StoredRun"]:
+    """Our active runs of an experiment, oldest first; runs that somebody else logged there are left alone."""
+    token: str | None = None
+    while True:
+        page: Any = client.search_runs([experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        yield from (run for run in page if _KEY in run.data.tags)
+        token = page.token
+        if not token:
+            return
