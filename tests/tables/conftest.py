@@ -1,0 +1,61 @@
+"""Made-up measurements in the files that evaluations write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dseq_jepa.config import Experiment, load
+from dseq_jepa.jobs import Model
+from dseq_jepa.tables.assemble import run_directory
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+REPORTED = CONFIGS / "reported_values.csv"
+VALUES = {"i-jepa": 40.0, "dseq-jepa": 42.5, "c-jepa": 41.0, "dseq-c-jepa": 40.9}
+
+
+def write_measurements(experiment: Experiment, results: Path, code_version: str = "v1") -> dict[str, Path]:
+    """Every metrics.json that the experiment's rows need; the value is the method's, plus a tenth per evaluation and
+    a whole point per seed.
+    """
+    rows = [row for table in experiment.tables.values() for row in table.rows if row.method and row.architecture]
+    files = {}
+    for method, architecture in {(str(row.method), str(row.architecture)) for row in rows}:
+        for seed in experiment.seeds:
+            for group, members in experiment.groups.items():
+                model = Model(experiment=experiment.name, method=method, architecture=architecture, seed=seed)
+                path = results / run_directory(group, model) / "metrics.json"
+                path.parent.mkdir(parents=True)
+                evaluations = {
+                    name: {
+                        "value": VALUES[method] + i / 10 + seed,
+                        "metric": "top1",
+                        "n": 400,
+                        "chance": 10.0,
+                        "features": "last4",
+                        "learning_rate": 0.1,
+                        "heads": [],
+                        "skipped_images": 0,
+                        "seconds": 1.5,
+                    }
+                    for i, name in enumerate(members)
+                }
+                content = {
+                    "schema": 1,
+                    "model": model.model_dump(),
+                    "group": group,
+                    "code_version": code_version,
+                    "config_digest": f"digest-{method}",
+                    "evaluations": evaluations,
+                }
+                path.write_text(json.dumps(content))
+                files[f"{method}/{architecture}/{seed}/{group}"] = path
+    return files
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> tuple[Experiment, Path]:
+    """The demo and a results folder that holds everything its tables need."""
+    experiment = load(CONFIGS / "demo.yaml").model_copy(update={"results": tmp_path})
+    write_measurements(experiment, experiment.directory)
+    return experiment, experiment.directory
