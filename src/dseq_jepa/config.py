@@ -31,6 +31,7 @@ class ComputeSettings(Closed):
     """How a job computes. These change results in the last bits, so they are configuration and not reservations."""
 
     device: Literal["cpu", "cuda"]
+    """Where tensors live; each rank uses one device."""
     threads: int = Field(ge=1)
     """Compute threads of one process on the CPU."""
 
@@ -48,23 +49,33 @@ class Experiment(Closed):
     name: str = Field(pattern=NAME)
     """Results go to results/<name>."""
     results: Path = Path("results")
+    """Folder of all results."""
     seeds: list[int] = Field(min_length=1)
     """One pre-training per method, architecture and seed."""
     compute: ComputeSettings
+    """Where and with how many threads a job computes."""
     loading: LoadingSettings
+    """How pictures are read."""
     data: dict[str, DatasetSettings]
     """Data sets by name; `data/<name>` of the results holds generated ones."""
     miniature: MiniatureSettings | None = None
     """Generate the data sets instead of expecting them."""
     architectures: dict[str, ArchitectureSettings]
+    """Encoders with their predictors, by name."""
     recipes: dict[str, Recipe]
+    """Optimisation settings that architectures name."""
     methods: dict[str, MethodSettings]
+    """Pre-training methods, by name; a new variant is a new entry."""
     pretraining_data: str = "imagenet"
     """Which entry of `data` is pre-trained on."""
     selection: SelectionSettings = SelectionSettings()
+    """How a checkpoint is chosen."""
     evaluations: dict[str, EvaluationSettings]
+    """Measurements of an exported encoder, by name."""
     tables: dict[str, TableSettings]
+    """What the tables show, by name (table<number>)."""
     tracking: TrackingSettings = TrackingSettings()
+    """The MLflow mirror."""
 
     @property
     def directory(self) -> Path:

@@ -14,6 +14,7 @@ class DatasetSettings(Closed):
     """One data set in its official on-disk layout."""
 
     layout: Layout
+    """How the official archive arranges pictures and labels."""
     root: Path
     """Folder of the data set as its archive unpacks it."""
     train_images: int | None = Field(None, ge=1)
@@ -31,11 +32,13 @@ class MiniatureSettings(Closed):
     """Generated data sets of the demo."""
 
     seed: int = Field(0, ge=0)
+    """The same seed gives the same bytes."""
     image_size: int = Field(ge=16)
     """Side of the generated pictures in pixels, about."""
     train_images: dict[Layout, int]
     """Pictures to generate per layout."""
     val_images: dict[Layout, int]
+    """Validation (or test) pictures to generate per layout."""
     classes: int = Field(ge=2)
     """Classes of the ImageNet layout."""
 

@@ -19,6 +19,7 @@ class ProbeSettings(Closed):
     """
 
     kind: Literal["probe"] = "probe"
+    """Kind of evaluation."""
     group: str = Field("classify", pattern=NAME)
     """One job runs a group's evaluations on a model, so that start-up is paid once; written to evaluate/<group>."""
     data: str
@@ -37,10 +38,13 @@ class ProbeSettings(Closed):
     scale_rate_per: int | None = Field(256, ge=1)
     """The rate is multiplied by batch_size / this; null: absolute."""
     weight_decay: float = Field(ge=0)
+    """On all parameters of the heads."""
     epochs: int = Field(ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(ge=1)
     """Images per step over all ranks."""
     schedule: Literal["step", "cosine"] = "step"
+    """step: divided by ten after each milestone; cosine: to 0 over all steps."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the rate is divided by ten (schedule: step)."""
     augment: bool = True

@@ -73,8 +73,11 @@ class ContrastiveSettings(Closed):
     weight: float = Field(0.001, gt=0)
     """Factor of the whole regulariser in the loss."""
     invariance: float = Field(25.0, ge=0)
+    """Weight of the mean squared error between prediction and target."""
     variance: float = Field(25.0, ge=0)
+    """Weight of the hinge that keeps the standard deviation of every dimension at 1 or more."""
     covariance: float = Field(1.0, ge=0)
+    """Weight of the squared covariances between dimensions."""
     projector_width: int = Field(3072, ge=1)
     """Width of all three layers of the projector."""
 
@@ -83,6 +86,7 @@ class JepaSettings(Closed):
     """One row of a table: which regions, in which order, predicted how."""
 
     kind: Literal["jepa"] = "jepa"
+    """Family of the method; all rows of the paper's own are one family."""
     label: str
     """The name in tables."""
     class_token: bool
@@ -100,8 +104,11 @@ class JepaSettings(Closed):
     curriculum: bool = False
     """Use salient regions with probability t/(T-1), else random blocks (paper 3.2, Algorithm 1)."""
     blocks: BlockSettings = BlockSettings()
+    """The random blocks, also of images that have no salient region."""
     regions: RegionSettings = RegionSettings()
+    """The salient regions (generation: discriminative)."""
     contrastive: ContrastiveSettings | None = None
+    """VICReg beside the prediction loss (the C-JEPA rows); null: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

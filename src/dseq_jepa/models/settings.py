@@ -11,7 +11,9 @@ class PredictorSettings(Closed):
     """The narrow ViT that predicts target embeddings (PROTOCOLS 1; I-JEPA paper, appendix A)."""
 
     width: int = Field(384, ge=1)
+    """Width of a token inside the predictor; a multiple of 4 and of its heads."""
     depth: int = Field(6, ge=1)
+    """Transformer blocks."""
     heads: int | None = Field(None, ge=1)
     """Attention heads; as many as the encoder has unless given."""
 
@@ -26,11 +28,15 @@ class ArchitectureSettings(Closed):
     patch_size: int = Field(ge=1)
     """Side of a patch in pixels; must divide image_size."""
     width: int = Field(ge=1)
+    """D: width of a token; a multiple of 4 and of heads."""
     depth: int = Field(ge=1)
+    """Transformer blocks."""
     heads: int = Field(ge=1)
+    """Attention heads; must divide width."""
     saliency_block: int = Field(ge=1)
     """K, 1-based: the block whose class token and patches give the saliency (paper A.1: 10 of 12)."""
     predictor: PredictorSettings
+    """The predictor that is pre-trained with this encoder."""
     recipe: str
     """Which entry of `recipes` pre-trains this architecture."""
     timm: str | None = None

@@ -11,15 +11,20 @@ class LearningRate(Closed):
     """Linear warm-up from `start` to `peak`, then cosine to `end`."""
 
     start: float = Field(ge=0)
+    """Rate of the first step."""
     peak: float = Field(gt=0)
+    """Rate at the end of the warm-up."""
     end: float = Field(ge=0)
+    """Rate of the last step."""
 
 
 class Ramp(Closed):
     """A quantity that moves from `start` (first step) to `end` (last step)."""
 
     start: float = Field(ge=0)
+    """Value at the first step."""
     end: float = Field(ge=0)
+    """Value at the last step."""
 
 
 class CollapseGuard(Closed):
@@ -37,6 +42,7 @@ class Recipe(Closed):
     """Optimisation of one pre-training run."""
 
     epochs: int = Field(ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(ge=2)
     """Images per optimisation step over all ranks and accumulated parts."""
     accumulation: int = Field(1, ge=1)
@@ -44,15 +50,19 @@ class Recipe(Closed):
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Area of the RandomResizedCrop as a fraction of the image (the authors' configs)."""
     learning_rate: LearningRate
+    """AdamW's rate; absolute, not scaled with the batch."""
     warmup_epochs: float = Field(ge=0)
+    """Length of the linear warm-up."""
     weight_decay: Ramp
     """Cosine from start to end; none on biases, 1-d weights, class and mask tokens."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
     ema: Ramp = Ramp(start=0.996, end=1.0)
     """Momentum of the target encoder: linear, m_t = start + (end - start) t / (T - 1)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast; EMA weights and optimizer state stay fp32."""
     activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, equal results."""
     sharding: Literal["none", "fsdp"] = "none"
     """none: DistributedDataParallel; fsdp: fully_shard (ViT-H)."""
     save_every_minutes: float = Field(10.0, gt=0)
@@ -60,6 +70,7 @@ class Recipe(Closed):
     log_every: int = Field(10, ge=1)
     """Steps between journal points; the device's NaN flag is read here."""
     collapse: CollapseGuard = CollapseGuard()
+    """When a run counts as collapsed."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -83,11 +94,13 @@ class SelectionSettings(Closed):
     neighbours: int = Field(20, ge=1)
     """k of the weighted kNN score."""
     temperature: float = Field(0.07, gt=0)
+    """Of the neighbours' weights, exp(similarity / temperature)."""
     bank_fraction: float = Field(0.1, gt=0, lt=1)
     """Part of the training set that the neighbours come from."""
     query_fraction: float = Field(0.02, gt=0, lt=1)
     """Held-out part of the training set that is classified; never validation images."""
     batch_size: int = Field(256, ge=1)
+    """Images per forward pass."""
 
     @model_validator(mode="after")
     def _percent(self) -> Self:
