@@ -19,6 +19,8 @@ from pathlib import Path
 from dseq_jepa.errors import UserError
 
 _CHUNK = 1 << 20
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # there is no way to read it but to set it
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -60,6 +62,7 @@ def atomically(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # some writers (safetensors) make files that only their owner can read
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)

@@ -80,7 +80,9 @@ class ContrastiveLoss(nn.Module):
         valid_BG = count_BG > 0
         rows_N2D, slot_N = pooled_BG2D[valid_BG], slot_BG[valid_BG]
         predicted_NW, target_NW = self.projector(rows_N2D[:, 0]), self.projector(rows_N2D[:, 1])
-        return vicreg(predicted_NW, target_NW, F.one_hot(slot_N, 2 * groups).T.float(), self.settings)
+        with torch.autocast(rows_N2D.device.type, enabled=False):  # covariances need more than 8 bits
+            members_SN = F.one_hot(slot_N, 2 * groups).T.float()
+            return vicreg(predicted_NW.float(), target_NW.float(), members_SN, self.settings)
 
 
 def _pool(rows_QD: Tensor, group_Q: Tensor, count_BG: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ _EIGHT_NEIGHBOURS = np.stack([np.zeros((3, 3), int), np.ones((3, 3), int), np.ze
 
 def cls_saliency(class_BD: Tensor, patches_BTD: Tensor) -> Tensor:
     """A_j = <c, z_j> / sqrt(D), (B, T) fp32: the class token's similarity to every patch (paper 3.2)."""
-    patches_BTD, class_BD = patches_BTD.float(), class_BD.float()
-    return (patches_BTD @ class_BD[:, :, None])[:, :, 0] / math.sqrt(class_BD.shape[-1])
+    with torch.autocast(patches_BTD.device.type, enabled=False):
+        similarity_BT1 = patches_BTD.float() @ class_BD.float()[:, :, None]
+    return similarity_BT1[:, :, 0] / math.sqrt(class_BD.shape[-1])
 
 
 def ranked_regions(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> Tensor:

@@ -167,7 +167,7 @@ def export_encoder(selection: Path, out: Path) -> Path:
     chosen = choice["chosen"]
     checkpoint = selection.parent / chosen["file"]
     tensors, metadata = read_target(checkpoint)
-    job = PretrainJob.parse(metadata["job"])
+    job = PretrainJob.parse(json.dumps(metadata["job"]))
     provenance = Provenance.begin(job.to_json(), job.digest)
     class_token = job.method.class_token
     tensors["pos_embed"] = positions(job.architecture, class_token)
@@ -194,7 +194,7 @@ def export_encoder(selection: Path, out: Path) -> Path:
     return written
 
 
-def read_target(checkpoint: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_target(checkpoint: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The target encoder's tensors of a checkpoint, under timm's names, and the file's metadata.
 
     Raises:
@@ -205,7 +205,7 @@ def read_target(checkpoint: Path) -> tuple[dict[str, NDArray[Any]], dict[str, st
         with safe_open(checkpoint, framework="numpy") as file:
             keys = [key for key in file.keys() if key.startswith(TARGET)]  # noqa: SIM118 - not a mapping
             tensors = {key.removeprefix(TARGET): file.get_tensor(key) for key in keys}
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("run", "{}"))
     except (OSError, SafetensorError) as error:
         raise unreadable(checkpoint, error) from None
     if missing := {"epoch", "percent", "job"} - metadata.keys():

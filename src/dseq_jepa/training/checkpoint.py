@@ -55,7 +55,12 @@ class StateStore:
             old.with_suffix(".pt").unlink(missing_ok=True)
 
     def newest(self) -> tuple[State | None, list[str]]:
-        """The newest undamaged state, or None, and a warning for every damaged one."""
+        """The newest undamaged state, or None where none was ever saved, and a warning for every damaged one.
+
+        Raises:
+            UserError: when there are states and all are damaged; starting over in silence would hide the loss.
+
+        """
         warnings: list[str] = []
         for manifest_path in self._manifests():
             path = manifest_path.with_suffix(".pt")
@@ -63,6 +68,11 @@ class StateStore:
             if damage is None:
                 return torch.load(path, map_location="cpu", weights_only=True), warnings
             warnings.append(f"{path}: {damage}; using the state before it")
+        if warnings:
+            raise UserError(
+                f"{self.directory}: every saved state is damaged ({'; '.join(warnings)}). Restore one of them, or "
+                "delete this folder to start over."
+            )
         return None, warnings
 
     def _manifests(self) -> list[Path]:

@@ -27,7 +27,7 @@ from dseq_jepa.data.loaders import Batch, pretraining_batches, steps_per_epoch
 from dseq_jepa.data.transforms import normalise
 from dseq_jepa.errors import UserError
 from dseq_jepa.files import atomically, write_atomically
-from dseq_jepa.jobs import PretrainJob
+from dseq_jepa.jobs import PretrainJob, canonical
 from dseq_jepa.journal import Journal
 from dseq_jepa.methods.jepa import Jepa, Moment, StepOutput
 from dseq_jepa.progress import Progress
@@ -139,7 +139,11 @@ class Run:
         if self.step == self.schedule.steps:
             return
         self.model.train()
-        progress = Progress(self.schedule.steps, f"{self.job.method.label} pre-training") if self.journal else None
+        progress = (
+            Progress(self.schedule.steps, f"{self.job.method.label} pre-training", start=self.step)
+            if self.journal
+            else None
+        )
         self._catch_signals()
         last_saved, clock = time.monotonic(), _Clock()
         for batch, waited in _timed(self._batches()):
@@ -284,12 +288,13 @@ class Run:
         weights = whole_weights(self.model)
         if self.journal is None:
             return
-        metadata = {
-            "percent": str(percent),
-            "step": str(self.step),
-            "epoch": f"{self.step / self.epoch_steps:g}",
-            "job": self.job.to_json(),
+        about = {
+            "percent": percent,
+            "step": self.step,
+            "epoch": self.step / self.epoch_steps,
+            "job": json.loads(self.job.to_json()),
         }
+        metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
         with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
             save_file(weights, temporary, metadata)
 
