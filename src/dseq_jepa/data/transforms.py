@@ -47,10 +47,9 @@ def normalise(images_BCHW: Tensor) -> Tensor:
 @functools.cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation on [0, 255], copied to a device once and not at every step."""
-    with torch.inference_mode(mode=False):
-        mean_C11, std_C11 = (
-            torch.tensor([255 * value for value in values], device=device)[:, None, None] for values in (MEAN, STD)
-        )
+    mean_C11, std_C11 = (
+        torch.tensor([255 * value for value in values], device=device)[:, None, None] for values in (MEAN, STD)
+    )
     return mean_C11, std_C11
 
 
