@@ -62,7 +62,7 @@ def score(job: ScoreJob, checkpoints: list[Path], out: Path) -> Path:
         scores = _scores(job, checkpoints, out, world)
         if world.is_main:
             write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
-            provenance.finish(out, data={"pretraining": None}, decoder=DECODER)
+            provenance.finish(out, data={"pretraining": job.data.fingerprint}, decoder=DECODER)
         return out / "scores.json"
     finally:
         distributed.stop()

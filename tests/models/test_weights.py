@@ -7,51 +7,16 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from dseq_jepa.config import ComputeSettings
-from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.errors import UserError
-from dseq_jepa.jobs import Model, PretrainJob
-from dseq_jepa.methods.settings import JepaSettings
-from dseq_jepa.models.settings import ArchitectureSettings, PredictorSettings
 from dseq_jepa.models.vit import VisionTransformer
 from dseq_jepa.models.weights import IMAGENET_MEAN, IMAGENET_STD, export_encoder, load_encoder, read_card
-from dseq_jepa.training.settings import LearningRate, Ramp, Recipe
-
-TINY = ArchitectureSettings(
-    label="ViT-test/8", image_size=32, patch_size=8, width=24, depth=4, heads=3, saliency_block=3,
-    predictor=PredictorSettings(width=12, depth=1), recipe="r",
-)  # fmt: skip
-
-
-def job(class_token: bool, architecture: ArchitectureSettings = TINY) -> PretrainJob:
-    return PretrainJob(
-        model=Model(experiment="test", method="m", architecture="a", seed=0),
-        compute=ComputeSettings(device="cpu", threads=1),
-        loading=LoadingSettings(workers=0),
-        method=JepaSettings(label="M", class_token=class_token, generation="uniform", prediction="flat"),
-        architecture=architecture,
-        recipe=Recipe(
-            epochs=4, batch_size=8, learning_rate=LearningRate(start=0.1, peak=0.1, end=0.1), warmup_epochs=1,
-            weight_decay=Ramp(start=0, end=0),
-        ),
-        data=DatasetSettings(layout="imagenet", root=Path("data")),
-        keep_percent=(50, 100),
-    )  # fmt: skip
-
-
-def encoder_of(class_token: bool, architecture: ArchitectureSettings = TINY) -> VisionTransformer:
-    torch.manual_seed(1)
-    return VisionTransformer(architecture, class_token).eval()
+from tests.models.checkpoints import TINY, pretrain_job, write_checkpoint
+from tests.models.checkpoints import encoder as encoder_of
 
 
 def write_selection(folder: Path, encoder: VisionTransformer) -> Path:
     """A run's folder with one checkpoint, and the selection that chose it."""
-    (folder / "run").mkdir()
-    tensors = {f"target_encoder.{key}": value for key, value in encoder.state_dict().items()}
-    tensors |= {f"context_encoder.{key}": value + 1 for key, value in encoder.state_dict().items()}
-    metadata = {"epoch": "2", "step": "20", "percent": "50"}
-    metadata["job"] = job(encoder.class_token_on, encoder.settings).to_json()
-    save_file(tensors, folder / "run" / "checkpoint-050.safetensors", metadata=metadata)
+    write_checkpoint(folder / "run", encoder)
     (folder / "chosen").mkdir()
     selection = folder / "chosen" / "selection.json"
     chosen = {"file": "../run/checkpoint-050.safetensors", "percent": 50, "epoch": 2, "knn_top1": 41.5}
@@ -93,7 +58,7 @@ def test_the_card_says_what_the_encoder_is_and_where_it_comes_from(tmp_path: Pat
     written = export_encoder(write_selection(tmp_path, encoder_of(True)), tmp_path / "out")
     card = read_card(written)
     assert (card.architecture, card.class_token, card.epoch, card.score) == (TINY, True, 2, 41.5)
-    assert card.provenance["config_digest"] == job(True).digest
+    assert card.provenance["config_digest"] == pretrain_job(True).digest
     assert card.provenance["selected"] == "because"
     assert (tmp_path / "out" / "provenance.json").exists()
     on_disk = json.loads((tmp_path / "out" / "encoder.json").read_text())

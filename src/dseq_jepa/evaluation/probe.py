@@ -120,7 +120,8 @@ class Group:
         if self.journal is not None:
             ordered = {name: self.outcomes[name] for name in self.job.evaluations}
             report.write_records(self.out, [outcome.records for outcome in ordered.values()])
-            self.provenance.finish(self.out, data=dict.fromkeys(self.job.data), decoder=DECODER)
+            fingerprints = {name: settings.fingerprint for name, settings in self.job.data.items()}
+            self.provenance.finish(self.out, data=fingerprints, decoder=DECODER)
             self.journal.event("finished", evaluations=list(ordered))
             self.journal.sync()
             self.journal.close()
