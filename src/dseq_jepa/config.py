@@ -6,6 +6,7 @@ Everything is checked before any job starts: keys, types, ranges and every name 
 problem is one line: file, key path, what is wrong, the nearest valid name.
 """
 
+import datetime
 import difflib
 import json
 import re
@@ -108,15 +109,22 @@ def load(path: str | Path) -> Experiment:
 def from_mapping(mapping: Mapping[str, Any], source: str) -> Experiment:
     """Check an already parsed configuration; `source` is named in errors."""
     try:
-        experiment = Experiment.model_validate_json(json.dumps(mapping))
+        experiment = Experiment.model_validate_json(json.dumps(mapping, default=_date_as_text))
     except ValidationError as error:
         raise ConfigError(source, _explain(error, mapping)) from None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a set, bytes, an anchor inside itself
         raise ConfigError(source, [f"not representable as JSON: {error}"]) from None
     problems = list(_dangling(experiment))
     if problems:
         raise ConfigError(source, problems)
     return experiment
+
+
+def _date_as_text(value: object) -> str:
+    """YAML turns 2024-01-31 into a date; no setting is one."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} {_short(value)}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -126,23 +134,26 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)  # as written: merge keys (<<) are not expanded yet
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.composer.ComposerError(None, None, "a key must be a name", key_node.start_mark)
             if key_node.value in seen:
                 problem = f"key {key_node.value!r} is written twice"
                 raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return node
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Parse a YAML file into a mapping with unique keys."""
     try:
-        content = yaml.load(Path(path).read_text(), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(str(path), [f"{line}{error.problem}"]) from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise ConfigError(str(path), [f"not a text file: {error.reason}"]) from None
     if not isinstance(content, dict):
         raise ConfigError(str(path), ["expected a mapping of keys to values"])
     return content
@@ -289,13 +300,16 @@ def _unused(experiment: Experiment) -> Iterable[str]:
         "recipes": {architecture.recipe for architecture in experiment.architectures.values()},
     }
     if experiment.tables:  # without tables, jobs are asked for by hand
-        readers["methods"] = {str(row.method) for row in rows}
-        readers["architectures"] = {str(row.architecture) for row in rows}
+        readers["methods"] = {row.method for row in rows if row.method is not None}
+        readers["architectures"] = {row.architecture for row in rows if row.architecture is not None}
     for section, used in readers.items():
-        for name in getattr(experiment, section):
+        entries = getattr(experiment, section)
+        undefined = sorted(used - set(entries))
+        for name in entries:
             if name not in used:
                 user = "row of a table" if section in ("methods", "architectures") else "entry"
-                yield f"{section}.{name}: defined, but no {user} uses it; use it or remove it"
+                advice = nearest(name, undefined) if undefined else "use it or remove it"
+                yield f"{section}.{name}: defined, but no {user} uses it; {advice}"
 
 
 def _bad_targets(experiment: Experiment) -> Iterable[str]:

@@ -1,0 +1,130 @@
+"""The two configurations say what they should: the paper's numbers, a demo that fits its grid, generated pages in step.
+
+pytest tests/test_configs.py
+"""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from dseq_jepa.config import Experiment, load, read_yaml
+from dseq_jepa.data.settings import DatasetSettings
+from dseq_jepa.jobs import evaluate_job, pretrain_job, score_job
+from dseq_jepa.schema import REFERENCE, SCHEMA, reference_text, schema_text
+from dseq_jepa.tables.reported import read_reported
+
+ROOT = Path(__file__).parents[1]
+FILES = ["demo", "paper"]
+REMEDY = "stale: run `python -m dseq_jepa.schema` from the repository's root"
+
+
+@pytest.fixture(params=FILES)
+def experiment(request: pytest.FixtureRequest) -> Experiment:
+    return load(ROOT / "configs" / f"{request.param}.yaml")
+
+
+@pytest.fixture
+def paper() -> Experiment:
+    return load(ROOT / "configs" / "paper.yaml")
+
+
+def test_the_schema_is_in_step_with_the_settings():
+    assert (ROOT / SCHEMA).read_text() == schema_text(), REMEDY
+
+
+def test_the_reference_is_in_step_with_the_settings():
+    assert (ROOT / REFERENCE).read_text() == reference_text(), REMEDY
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_schema_takes_the_files_and_refuses_a_misspelt_key(file: str):
+    mapping = read_yaml(ROOT / "configs" / f"{file}.yaml")
+    schema = json.loads((ROOT / SCHEMA).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(mapping, schema, jsonschema.Draft202012Validator)
+    mapping["evaluations"]["cub-linear"]["epoch"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="epoch"):
+        jsonschema.validate(mapping, schema, jsonschema.Draft202012Validator)
+
+
+def test_every_key_has_a_meaning():
+    schema = Experiment.model_json_schema()
+    nodes = {"Experiment": schema, **schema["$defs"]}
+    fields = {f"{name}.{key}": field for name, node in nodes.items() for key, field in node["properties"].items()}
+    assert [key for key, field in fields.items() if "description" not in field] == []
+
+
+def test_every_job_of_every_row_resolves(experiment: Experiment):
+    rows = [row for table in experiment.tables.values() for row in table.rows if row.method and row.architecture]
+    assert len(rows) >= 8
+    for row in rows:
+        names = (str(row.method), str(row.architecture), experiment.seeds[0])
+        pretrain_job(experiment, *names)
+        score_job(experiment, *names)
+        for group in experiment.groups:
+            evaluate_job(experiment, group, *names)
+
+
+def test_every_row_and_metric_is_in_the_reported_values(experiment: Experiment):
+    for table in experiment.tables.values():
+        reported = read_reported(ROOT / "configs" / "reported_values.csv", table.number)
+        for column in table.columns:
+            reported.check_metric(column.metric)
+        shown = {(str(row.reported), row.reported_architecture) for row in table.rows}
+        assert shown == set(reported.rows), "a row of the paper is not in the table, or the other way round"
+
+
+def test_the_four_rows_differ_only_where_the_paper_says(experiment: Experiment):
+    for plain, contrastive in (("i-jepa", "c-jepa"), ("dseq-jepa", "dseq-c-jepa")):
+        without = experiment.methods[plain].model_dump(exclude={"label", "contrastive"})
+        assert experiment.methods[contrastive].model_dump(exclude={"label", "contrastive"}) == without
+        assert experiment.methods[plain].contrastive is None
+        assert experiment.methods[contrastive].contrastive is not None
+    assert experiment.methods["i-jepa"].blocks == experiment.methods["dseq-jepa"].blocks
+
+
+def test_the_paper_has_official_counts_and_the_schedule_of_its_appendix(paper: Experiment):
+    def counts(data: DatasetSettings) -> tuple[int | None, int | None, int | None]:
+        return data.train_images, data.val_images, data.classes
+
+    assert {name: counts(data) for name, data in paper.data.items()} == {
+        "imagenet": (1_281_167, 50_000, 1000),
+        "inat21": (2_686_843, 100_000, 10_000),
+        "cub": (5994, 5794, 200),
+        "cars": (8144, 8041, 196),
+        "clevr": (70_000, 15_000, None),
+    }
+    base, large, huge = (paper.recipes[f"pretrain-{size}"] for size in "blh")
+    assert (base.epochs, large.epochs, huge.epochs) == (600, 600, 300)
+    assert {recipe.batch_size for recipe in (base, large, huge)} == {2048}
+    assert {recipe.warmup_epochs for recipe in (base, large, huge)} == {15}
+    assert [round(base.epochs * percent / 100) for percent in paper.selection.keep_percent] == [150, 300, 450, 600]
+    assert (huge.sharding, huge.activation_checkpointing) == ("fsdp", True)
+    probe = paper.evaluations["imagenet-linear"]
+    assert (probe.features[0], probe.epochs, probe.milestones) == ("last4", 28, (8, 16, 24))
+    assert [probe.resize_for(size) for size in (224, 448)] == [256, 512]
+
+
+@pytest.mark.slow
+def test_timm_knows_the_papers_encoders(paper: Experiment):
+    import timm
+    import torch
+
+    for settings in paper.architectures.values():
+        with torch.device("meta"):
+            model = timm.create_model(str(settings.timm), num_classes=0)
+        assert (model.embed_dim, len(model.blocks)) == (settings.width, settings.depth)
+        assert model.blocks[0].attn.num_heads == settings.heads
+        assert model.patch_embed.img_size == (settings.image_size, settings.image_size)
+        assert model.patch_embed.patch_size == (settings.patch_size, settings.patch_size)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_configuration_opens_with_its_cost_and_its_result(file: str):
+    text = (ROOT / "configs" / f"{file}.yaml").read_text()
+    opening = text[: text.index("\nname:")]
+    assert all(line.startswith("#") for line in opening.splitlines() if line)
+    assert "Cost to expect" in opening
+    assert "Result to expect" in opening
