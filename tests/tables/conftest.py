@@ -1,6 +1,7 @@
 """Made-up measurements in the files that evaluations write."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dseq_jepa.tables.assemble import run_directory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REPORTED = CONFIGS / "reported_values.csv"
-VALUES = {"i-jepa": 40.0, "dseq-jepa": 42.5, "c-jepa": 41.0, "dseq-c-jepa": 40.9}
+VALUES = {"mine": 50.0, "i-jepa": 40.0, "dseq-jepa": 42.5, "c-jepa": 41.0, "dseq-c-jepa": 40.9}
 
 
 def write_measurements(experiment: Experiment, results: Path, code_version: str = "v1") -> dict[str, Path]:
@@ -25,7 +26,7 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
             for group, members in experiment.groups.items():
                 model = Model(experiment=experiment.name, method=method, architecture=architecture, seed=seed)
                 path = results / run_directory(group, model) / "metrics.json"
-                path.parent.mkdir(parents=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 evaluations = {
                     name: {
                         "value": VALUES[method] + i / 10 + seed,
@@ -59,3 +60,9 @@ def demo(tmp_path: Path) -> tuple[Experiment, Path]:
     experiment = load(CONFIGS / "demo.yaml").model_copy(update={"results": tmp_path})
     write_measurements(experiment, experiment.directory)
     return experiment, experiment.directory
+
+
+@pytest.fixture
+def measure() -> Callable[[Experiment, Path], dict[str, Path]]:
+    """Writes what is still missing for an experiment with more seeds or methods."""
+    return write_measurements
