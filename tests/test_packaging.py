@@ -48,12 +48,13 @@ def test_the_lock_pins_exactly_and_names_no_place():
         assert [specifier.operator for specifier in pin.specifier] == ["=="], pin
 
 
-def test_environment_file_is_python_and_the_lock():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+@pytest.mark.parametrize(("file", "root"), [("environment.yml", ""), ("workflow/envs/dseq-jepa.yml", "../../")])
+def test_conda_environments_are_python_and_the_lock(file: str, root: str):
+    environment = yaml.safe_load((ROOT / file).read_text())
     (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
     assert Version(python.removeprefix("python=")) in SpecifierSet(PROJECT["requires-python"])
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["-r requirements.lock", "-e ."]
+    assert pip == [f"-r {root}requirements.lock", f"-e {root.rstrip('/') or '.'}"]
 
 
 def test_citation_and_package_name_the_same_version():

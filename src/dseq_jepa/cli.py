@@ -44,7 +44,7 @@ ArchitectureName = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The first of `seeds` unless given.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
-Results = Annotated[Path | None, typer.Option("--results", help="results/<config>, instead of --config.")]
+Results = Annotated[Path | None, typer.Option("--results", help="results/<config>; the configuration's unless given.")]
 
 
 def main() -> None:
@@ -224,6 +224,36 @@ def probe(
         from dseq_jepa.evaluation.probe import evaluate
 
         evaluate(job, encoder, out)
+
+
+@app.command(
+    epilog="Example: dseq-jepa tables --config configs/demo.yaml --table table1 --reported configs/reported_values.csv"
+)
+def tables(
+    reported: Annotated[Path, typer.Option(help="The paper's values, configs/reported_values.csv.")],
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    table: Annotated[str | None, typer.Option(help="An entry of `tables`; all unless given.")] = None,
+    results: Results = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; <results>/tables unless given.")
+    ] = None,
+) -> None:
+    """Write tables from measurements, beside the paper's values: CSV, Markdown, LaTeX and HTML."""
+    from dseq_jepa.tables.job import TableJob, table_job
+    from dseq_jepa.tables.render import write_table
+
+    if settings is not None:
+        if results is None:
+            raise UserError("--settings describes a table and not where its measurements are; give --results")
+        jobs, folder = [TableJob.parse(settings)], results
+    else:
+        experiment = _experiment(config)
+        jobs = [table_job(experiment, name) for name in _chosen("tables", experiment.tables, table)]
+        folder = results or experiment.directory
+    for job in jobs:
+        for path in write_table(job, folder, reported, out or folder / "tables"):
+            typer.echo(path)
 
 
 @app.command(epilog="Example: dseq-jepa sync --config configs/demo.yaml")

@@ -30,7 +30,7 @@ def checked(config):
 EXPERIMENT = checked(config)
 RESULTS = EXPERIMENT.directory.as_posix()
 REPORTED = os.path.relpath(Path(workflow.basedir).parent / "configs" / "reported_values.csv")
-ENVIRONMENT = "dseq-jepa"  # the conda environment of environment.yml, for runs with --software-deployment-method conda
+ENVIRONMENT = "../envs/dseq-jepa.yml"
 THREADS = EXPERIMENT.compute.threads
 GPUS = int(EXPERIMENT.compute.device == "cuda")
 EXPERIMENT_NAME = EXPERIMENT.tracking.experiment or EXPERIMENT.name
