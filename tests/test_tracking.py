@@ -397,10 +397,13 @@ def test_a_full_disk_leaves_a_store_that_the_next_sync_completes(results: Path) 
     assert_mirrored(results)
 
 
-def spawn_sync(results: Path, uri: str = "") -> "subprocess.Popen[bytes]":
-    code = "import sys; from pathlib import Path; from dseq_jepa.tracking import sync\nsync(Path(sys.argv[1]), 'demo')"
+def spawn_sync(results: Path, experiment: str = "demo", uri: str = "") -> "subprocess.Popen[bytes]":
+    code = "import sys; from pathlib import Path; from dseq_jepa.tracking import sync\n"
+    code += "sync(Path(sys.argv[1]), sys.argv[2])"
     environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
-    return subprocess.Popen([sys.executable, "-c", code, str(results)], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(results), experiment], env=environment, stderr=subprocess.PIPE
+    )
 
 
 def points_in(database: Path) -> int:
@@ -422,7 +425,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_sync_that_was_killed_is_completed_by_the_next(results: Path) -> None:
     for seed in range(3):
         pretrain(results, steps=3000, model=f"dseq-jepa/vit-b/seed{seed}")
-    for enough in (1, 5000, 9000):
+    for enough in (1, 5000):
         process = spawn_sync(results)
         wait_for(lambda enough=enough: points_in(results / "mlflow.db") >= enough)
         process.send_signal(signal.SIGKILL)
@@ -451,6 +454,7 @@ class Server:
         self.database, self.port = folder / "server.db", free_port()
         shutil.copy(empty_store, self.database)
         self.uri = f"http://127.0.0.1:{self.port}"
+        self.before = 0
         self.start()
 
     def start(self) -> None:
@@ -470,6 +474,9 @@ class Server:
         except OSError:
             return False
 
+    def new_points(self) -> int:
+        return points_in(self.database) - self.before
+
     def send(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
@@ -478,13 +485,19 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture
-def server(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server(tmp_path, empty_store)
+@pytest.fixture(scope="module")
+def one_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), empty_store)
     yield server
-    if server.process.poll() is None:
-        server.kill()
+    server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server, up; starting one for every test would take most of the time."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    one_server.before = points_in(one_server.database)
+    return one_server
 
 
 @pytest.mark.slow
@@ -492,15 +505,15 @@ def test_a_server_killed_during_a_sync_gets_the_rest_from_the_next(results: Path
     for seed in range(3):
         pretrain(results, steps=3000, model=f"dseq-jepa/vit-b/seed{seed}")
     evaluated(results)
-    process = spawn_sync(results, server.uri)
-    wait_for(lambda: points_in(server.database) >= 4000)
+    process = spawn_sync(results, "killed", server.uri)
+    wait_for(lambda: server.new_points() >= 4000)
     server.kill()
     _, said = process.communicate(timeout=60)
     assert b"does not answer" in said
     server.start()
-    sync(results, "demo", uri=server.uri)
-    assert_mirrored(results, uri=server.uri)
-    assert sync(results, "demo", uri=server.uri).new_points == 0
+    sync(results, "killed", uri=server.uri)
+    assert_mirrored(results, "killed", uri=server.uri)
+    assert sync(results, "killed", uri=server.uri).new_points == 0
 
 
 @pytest.mark.slow
@@ -511,11 +524,11 @@ def test_a_running_job_is_mirrored_and_never_waits_for_the_server(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     folder = results / "pretrain" / MODEL
     step = 0
-    with Journal(folder / "journal.jsonl") as journal, LiveMirror(folder, "demo"):
+    with Journal(folder / "journal.jsonl") as journal, LiveMirror(folder, "running"):
         journal.start(TAGS, steps=300)
         journal.params(JOB)
         journal.metrics(step, {"loss": 1.0})
-        wait_for(lambda: points_in(server.database) > 0)
+        wait_for(lambda: server.new_points() > 0)
         longest = 0.0
         for trouble in (signal.SIGSTOP, signal.SIGCONT):
             server.send(trouble)
@@ -530,8 +543,8 @@ def test_a_running_job_is_mirrored_and_never_waits_for_the_server(
     assert longest < 0.5
     assert time.monotonic() - leaving < 10
     server.start()
-    sync(results, "demo")
-    assert_mirrored(results, uri=server.uri)
+    sync(results, "running")
+    assert_mirrored(results, "running", uri=server.uri)
 
 
 @pytest.mark.slow
@@ -542,19 +555,19 @@ def test_the_live_mirror_ends_with_a_job_that_was_killed(results: Path, server: 
         "from dseq_jepa.live import LiveMirror\n"
         "folder = Path(sys.argv[1]); journal = Journal(folder / 'journal.jsonl')\n"
         f"journal.start({TAGS!r}, steps=10)\n"
-        "mirror = LiveMirror(folder, 'demo'); print(mirror._process.pid, flush=True)\n"
+        "mirror = LiveMirror(folder, 'orphan'); print(mirror._process.pid, flush=True)\n"
         "journal.metrics(1, {'loss': 1}); time.sleep(600)"
     )
     environment = os.environ | {"MLFLOW_TRACKING_URI": server.uri}
     job = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, stdout=subprocess.PIPE)
     assert job.stdout is not None
     mirror = int(job.stdout.readline())
-    wait_for(lambda: points_in(server.database) > 0)
+    wait_for(lambda: server.new_points() > 0)
     job.kill()
     job.communicate()
     wait_for(lambda: not alive(mirror))
-    sync(results, "demo", uri=server.uri)
-    assert_mirrored(results, uri=server.uri)
+    sync(results, "orphan", uri=server.uri)
+    assert_mirrored(results, "orphan", uri=server.uri)
 
 
 def alive(process: int) -> bool:

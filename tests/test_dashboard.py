@@ -1,0 +1,81 @@
+"""The dashboard shows the store on this machine only, and leaves no process behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dseq_jepa.dashboard import dashboard
+from dseq_jepa.errors import UserError
+from dseq_jepa.journal import Journal
+from dseq_jepa.tracking import sync
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_without_a_store_it_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mlflow\.db: no MLflow store here yet; `dseq-jepa sync`"):
+        dashboard(tmp_path)
+
+
+def test_a_server_is_opened_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
+    with pytest.raises(UserError, match=r"open https://\*\*\*@host in a browser"):
+        dashboard(tmp_path)
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="cannot be used.*choose another"):  # noqa: RUF043
+            dashboard(tmp_path, port=taken.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_it_serves_the_runs_on_this_machine_only_and_ends_cleanly(tmp_path: Path) -> None:
+    with Journal(tmp_path / "pretrain" / "m" / "a" / "seed0" / "journal.jsonl") as journal:
+        journal.start({"step": "pretrain", "method": "m", "architecture": "a", "seed": "0"})
+    sync(tmp_path, "demo")
+    port = free_port()
+    code = "import sys; from pathlib import Path; from dseq_jepa.dashboard import dashboard\n"
+    code += "dashboard(Path(sys.argv[1]), int(sys.argv[2]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), str(port)], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline() + process.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in said
+    assert f"ssh -N -L {port}:127.0.0.1:{port} " in said
+    children = psutil.Process(process.pid).children(recursive=True)
+    listening = {c.laddr for child in children for c in child.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert {(address.ip, address.port) for address in listening} == {("127.0.0.1", port)}
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    assert "<title>MLflow" in direct.open(f"http://127.0.0.1:{port}/").read().decode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=demo"
+    )
+    assert b'"name": "demo"' in direct.open(request).read()
+    process.send_signal(signal.SIGTERM)
+    assert "closed" in process.communicate(timeout=20)[0]
+    until = time.monotonic() + 10
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < until
+        time.sleep(0.1)
