@@ -84,7 +84,7 @@ def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSetting
     rank_K = np.zeros(components + 1, np.int64)
     rank_K[kept_K[top_K] + 1] = place_K[top_K] + 1
     remainder_B1 = np.where(found_B > 0, np.minimum(found_B, settings.count - 1) + 1, 0)[:, None]
-    ranks_BT = rank_K[labels_N].reshape(B, T)
+    ranks_BT: NDArray[np.int64] = np.asarray(rank_K[labels_N].reshape(B, T))
     np.copyto(ranks_BT, remainder_B1, where=ranks_BT == 0)
     return ranks_BT
 

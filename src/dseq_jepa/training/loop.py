@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dseq_jepa.data.catalog import load_split
@@ -245,8 +245,8 @@ class Run:
         """Ranks exchange gradients once per step, with the last part."""
         if isinstance(self.model, DistributedDataParallel):
             self.model.require_backward_grad_sync = last_part
-        elif self.recipe.sharding == "fsdp":
-            self.model.set_requires_gradient_sync(last_part)  # type: ignore[operator]  # fully_shard adds it
+        elif isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last_part)
 
     def _log(self, output: StepOutput, clock: _Clock, progress: Progress | None) -> None:
         step = self.step
