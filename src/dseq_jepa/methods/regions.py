@@ -84,9 +84,9 @@ def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSetting
     rank_K = np.zeros(components + 1, np.int64)
     rank_K[kept_K[top_K] + 1] = place_K[top_K] + 1
     remainder_B1 = np.where(found_B > 0, np.minimum(found_B, settings.count - 1) + 1, 0)[:, None]
-    ranks_BT: NDArray[np.int64] = np.asarray(rank_K[labels_N].reshape(B, T))
-    np.copyto(ranks_BT, remainder_B1, where=ranks_BT == 0)
-    return ranks_BT
+    ranks_BT: NDArray[np.int64] = rank_K[labels_N].reshape(B, T)
+    covered_BT: NDArray[np.int64] = np.where(ranks_BT > 0, ranks_BT, remainder_B1)
+    return covered_BT
 
 
 def _otsu_on_cpu(levels_BT: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,7 +101,8 @@ def _otsu_on_cpu(levels_BT: NDArray[np.int64]) -> NDArray[np.int64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         distance_BL = sum_below_BL / below_BL - sum_above_BL / above_BL
         variance_BL = (below_BL * above_BL) * distance_BL**2
-    return np.nan_to_num(variance_BL[:, :-1], nan=-1.0).argmax(1)
+    best_B: NDArray[np.int64] = np.nan_to_num(variance_BL[:, :-1], nan=-1.0).argmax(axis=1)
+    return best_B
 
 
 def on_device(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> Tensor:

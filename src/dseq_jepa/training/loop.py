@@ -185,7 +185,7 @@ class Run:
             target = self.out / checkpoint_name(percent)
             target.unlink(missing_ok=True)
             os.link(self.store.directory / checkpoint_name(percent), target)
-        self.provenance.finish(self.out, data={"pretraining": None}, decoder=DECODER)
+        self.provenance.finish(self.out, data={"pretraining": self.job.data.fingerprint}, decoder=DECODER)
         summary = {
             "schema": 1,
             "model": self.job.model.model_dump(),
