@@ -114,7 +114,7 @@ def test_timm_knows_the_papers_encoders(paper: Experiment):
 
     for settings in paper.architectures.values():
         with torch.device("meta"):
-            model = timm.create_model(str(settings.timm), num_classes=0)
+            model = timm.create_model(str(settings.timm), num_classes=0, weight_init="skip")
         assert (model.embed_dim, len(model.blocks)) == (settings.width, settings.depth)
         assert model.blocks[0].attn.num_heads == settings.heads
         assert model.patch_embed.img_size == (settings.image_size, settings.image_size)

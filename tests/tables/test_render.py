@@ -229,7 +229,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(request: pytest.Fixtur
     text = to_page(spoiled(table) if spoil else table, lay_out(spoiled(table) if spoil else table), "..")
     page = Page(text)
     tags = Counter(tag for tag, _ in page.attributes)
-    assert tags["script"] == tags["link"] == tags["img"] == 0
+    assert tags["script"] == tags["link"] == tags["img"] == tags["i"] == 0
     assert "://" not in text
     assert "url(" not in text
     targets = {attributes["id"] for _, attributes in page.attributes if "id" in attributes}
