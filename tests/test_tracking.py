@@ -176,6 +176,18 @@ def test_parameters_metrics_and_artefacts(results: Path) -> None:
     assert json.loads(artefacts["metrics.json"].read_text())["evaluations"]["cub"]["value"] == 71.25
 
 
+def test_a_result_that_the_journal_holds_too_is_one_point(results: Path) -> None:
+    evaluated(results)
+    folder = results / "evaluate" / "fine-grained" / MODEL
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.start(TAGS | {"step": "evaluate", "group": "fine-grained"})
+        journal.metrics(28, {"cub/top1": 71.25})
+    os.utime(folder / "metrics.json")
+    run = next(source.read() for source in sources(results) if source.step == "evaluate")
+    assert [(point.name, point.step) for point in run.points] == [("cub/top1", 28), ("cub/skipped_images", 0)]
+    assert (run.status, run.place) == ("FINISHED", f"evaluate/fine-grained/{MODEL}")
+
+
 def test_points_are_mirrored_once_however_often(results: Path) -> None:
     folder = pretrain(results)
     assert sync(results, "demo").new_points == 40

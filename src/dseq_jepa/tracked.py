@@ -166,6 +166,8 @@ def _job(source: Source) -> Run:
     end_ms = _utc_ms(made["finished"]) if made else max(result_ms, last_ms)
     start_ms = _ms(lines[0]["t"]) if lines else _utc_ms(made["started"]) if made else end_ms
     metrics = [line for line in lines if line["kind"] == "metrics"]
+    curves = list(_curves(metrics, started.get("steps"), ended=status != "RUNNING"))
+    journalled = {point.name for point in curves}
     return Run(
         place=source.place,
         key=f"{source.place}:{tags.get('config_digest', '')}",
@@ -175,7 +177,7 @@ def _job(source: Source) -> Run:
         end_ms=None if status == "RUNNING" else end_ms,
         tags=tags,
         params=_flat(job),
-        points=[*_curves(metrics, started.get("steps"), status != "RUNNING"), *_results(files, end_ms)],
+        points=[*curves, *(point for point in _results(files, end_ms) if point.name not in journalled)],
         config=job or None,
         artefacts=[
             (path, path.parents[3].name if len(source.folders) > 1 else None) for path in paths if path.name != JOURNAL
