@@ -296,6 +296,39 @@ def _results(config: Path | None, results: Path | None) -> tuple[Path, str]:
     return experiment.directory, experiment.tracking.experiment or experiment.name
 
 
+@data.command(epilog="Example: dseq-jepa data make-miniature --config configs/demo.yaml")
+def make_miniature(
+    config: ConfigFile = None,
+    name: Annotated[str | None, typer.Option("--data", help="An entry of `data`; all unless given.")] = None,
+    settings: Annotated[str | None, typer.Option(help="`miniature` as JSON, from the workflow.")] = None,
+    layout: Annotated[str | None, typer.Option(help="With --settings: which official layout.")] = None,
+    root: Annotated[Path | None, typer.Option(help="With --settings: folder of the data set.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Receives what was generated as JSON.")] = None,
+) -> None:
+    """Generate small data sets in the official layouts, the same bytes every time."""
+    from dseq_jepa.data.miniature import MARKER, WRITERS, make_layout
+    from dseq_jepa.data.settings import MiniatureSettings
+    from dseq_jepa.files import write_atomically
+
+    if settings is not None:
+        if root is None or layout not in WRITERS:
+            raise UserError(f"--settings needs --root FOLDER and --layout, one of {', '.join(WRITERS)}")
+        recipe, folders = MiniatureSettings.model_validate_json(settings), {root: layout}
+    else:
+        experiment = _experiment(config)
+        if experiment.miniature is None:
+            raise UserError(f"{config}: has no `miniature`; its data sets are expected, not generated")
+        recipe = experiment.miniature
+        folders = {entry.root: entry.layout for entry in _chosen("data", experiment.data, name).values()}
+    if out is not None and len(folders) > 1:
+        raise UserError("--out takes one data set; name it with --data")
+    for folder, official in folders.items():
+        make_layout(official, folder, recipe)
+        typer.echo(f"{folder}: generated in the layout of {official}")
+        if out is not None:
+            write_atomically(out, (folder / MARKER).read_text())
+
+
 @data.command(epilog="Example: dseq-jepa data check --config configs/paper.yaml")
 def check(
     config: ConfigFile = None,
