@@ -28,8 +28,8 @@ from dseq_jepa.models.weights import IMAGENET_MEAN, IMAGENET_STD, load_encoder, 
 from dseq_jepa.progress import Progress
 from dseq_jepa.training.distributed import World, all_sum
 
-FORWARD_IMAGES = 128
-"""Images that a rank encodes at once; no result depends on it."""
+FORWARD_IMAGES = {"cpu": 32, "cuda": 256}
+"""Images that a rank encodes at once: on a CPU few enough for its caches."""
 _BLOCKS = 4
 """Of last4."""
 
@@ -187,7 +187,7 @@ def collect(
         for encoder in encoders
     ]
     seen_N = torch.zeros(len(ids), device=world.device)
-    batch_size = FORWARD_IMAGES * world.size
+    batch_size = FORWARD_IMAGES[world.device.type] * world.size
     batches = evaluation_batches(
         split, ids, view=view, batch_size=batch_size, rank=world.rank, ranks=world.size, loading=loading
     )

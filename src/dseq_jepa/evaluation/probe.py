@@ -93,8 +93,9 @@ class Group:
         self.provenance = Provenance.begin(job.to_json(), job.digest)
         self.encoder = FrozenEncoder.load(encoder, world.device)
         self.kept = Kept(out / "state", digest(job, encoder))
-        self.outcomes = {name: kept for name in job.evaluations if (kept := self.kept.outcome(name)) is not None}
-        waiting = {name: settings for name, settings in job.evaluations.items() if name not in self.outcomes}
+        self.names = sorted(job.evaluations)  # a job that came as JSON has its keys sorted: the same order for all
+        self.outcomes = {name: kept for name in self.names if (kept := self.kept.outcome(name)) is not None}
+        waiting = {name: job.evaluations[name] for name in self.names if name not in self.outcomes}
         self.begun = {name: state for name in waiting if (state := self.kept.epochs(name)) is not None}
         self.shared = SharedFeatures(self.encoder, waiting, job.data, world, job.loading)
         distributed.barrier()  # every rank has read what is kept before the first one writes
@@ -113,12 +114,12 @@ class Group:
 
     def run(self) -> Path:
         """Measure what is not finished, then write the artefacts."""
-        for name in self.job.evaluations:
+        for name in self.names:
             if name not in self.outcomes:
                 self.outcomes[name] = self._measure(name)
                 self.shared.release(name)
         if self.journal is not None:
-            ordered = {name: self.outcomes[name] for name in self.job.evaluations}
+            ordered = {name: self.outcomes[name] for name in self.names}
             report.write_records(self.out, [outcome.records for outcome in ordered.values()])
             fingerprints = {name: settings.fingerprint for name, settings in self.job.data.items()}
             self.provenance.finish(self.out, data=fingerprints, decoder=DECODER)
