@@ -127,6 +127,17 @@ def test_a_finished_run_is_not_computed_again_and_its_lost_artefacts_come_back(
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes(), "equal settings, equal files"
 
 
+def test_a_changed_configuration_starts_anew_and_the_old_run_can_be_gone_back_to(
+    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(job(pictures), tmp_path)
+    pretrain(job(pictures, epochs=1), tmp_path)
+    assert max(metrics(tmp_path)) == 6
+    monkeypatch.setattr(Run, "_optimise", lambda *_: pytest.fail("a finished run trained again"))
+    pretrain(job(pictures), tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
 def test_a_damaged_state_is_found_and_the_one_before_is_used(
     damage: str, pictures: Path, undisturbed: Path, tmp_path: Path
@@ -210,6 +221,9 @@ def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: 
     settings = settings.model_copy(update={"recipe": settings.recipe.model_copy(update={"collapse": guard})})
     with pytest.raises(UserError, match=r"step 3: the representation has collapsed.*Usual causes"):
         pretrain(settings, tmp_path)
+    last = list(read(tmp_path / "journal.jsonl"))[-1]
+    assert last["name"] == "failed"
+    assert "collapsed" in last["text"]
 
 
 def test_accumulated_parts_give_the_whole_batchs_step(pictures: Path, tmp_path: Path) -> None:

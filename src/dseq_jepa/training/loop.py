@@ -60,7 +60,12 @@ def pretrain(job: PretrainJob, out: Path) -> None:
     world = distributed.start(job.compute)
     try:
         run = Run(job, out, world)
-        run.train()
+        try:
+            run.train()
+        except UserError as error:
+            if run.journal:
+                run.journal.event("failed", text=str(error))
+            raise
         run.publish()
     finally:
         distributed.stop()
@@ -118,7 +123,6 @@ class Run:
     def _resume(self) -> Journal | None:
         """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
         state, warnings = self.store.newest()
-        journal_path = self.out / "journal.jsonl"
         if state is not None:
             restore(state, self.model, self.optimizer)
             self.step, self.skipped, self.seconds = state["step"], state["skipped"], state["seconds"]
@@ -126,7 +130,9 @@ class Run:
             self.collapse.strikes = state["strikes"]
         if not self.world.is_main:
             return None
-        journal = Journal.resume(journal_path, state["journal"] if state is not None else 0)
+        # The journal lies with its state: a changed configuration starts another one and leaves this one whole.
+        journal = Journal.resume(self.store.directory / "journal.jsonl", state["journal"] if state is not None else 0)
+        _show(self.store.directory / "journal.jsonl", self.out / "journal.jsonl")
         journal.start(run_tags("pretrain", self.job), steps=self.schedule.steps)
         if state is None:
             journal.params(json.loads(self.job.to_json()))
@@ -182,9 +188,7 @@ class Run:
         if not self.world.is_main or self.journal is None:
             return
         for percent in self.job.keep_percent:
-            target = self.out / checkpoint_name(percent)
-            target.unlink(missing_ok=True)
-            os.link(self.store.directory / checkpoint_name(percent), target)
+            _show(self.store.directory / checkpoint_name(percent), self.out / checkpoint_name(percent))
         self.provenance.finish(self.out, data={"pretraining": self.job.data.fingerprint}, decoder=DECODER)
         summary = {
             "schema": 1,
@@ -332,6 +336,12 @@ def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
         fully_shard(method)
         return method, method
     return method, DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _show(path: Path, place: Path) -> None:
+    """Make a file appear at another place of the same disk as well, replacing what was there."""
+    place.unlink(missing_ok=True)
+    os.link(path, place)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

@@ -1,4 +1,4 @@
-"""Quantities that change with the step (PROTOCOLS 1): pure functions of t in 0 .. T-1, so a resume needs no state.
+"""Quantities that change with the step (docs/protocols.md 1): functions of t in 0 .. T-1, so a resume needs no state.
 
 schedule = Schedule(recipe, steps_per_epoch=625)
 schedule.learning_rate(0), schedule.momentum(schedule.steps - 1)

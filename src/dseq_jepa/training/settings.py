@@ -1,4 +1,4 @@
-"""How a run is pre-trained: the recipe of an architecture (PROTOCOLS 1)."""
+"""How a run is pre-trained: the recipe of an architecture (docs/protocols.md 1)."""
 
 from typing import Literal, Self
 
@@ -87,7 +87,7 @@ class Recipe(Closed):
 
 
 class SelectionSettings(Closed):
-    """Which checkpoints are kept and how the best is chosen (PROTOCOLS 2)."""
+    """Which checkpoints are kept and how the best is chosen (docs/protocols.md 2)."""
 
     keep_percent: tuple[int, ...] = (25, 50, 75, 100)
     """Checkpoints kept, in percent of the epochs."""
