@@ -1,4 +1,4 @@
-"""Score the kept checkpoints of a run on training images, and choose one (PROTOCOLS 2).
+"""Score the kept checkpoints of a run on training images, and choose one (docs/protocols.md 2).
 
     dseq-jepa score --config configs/demo.yaml --method dseq-jepa --out out/ run/checkpoint-*.safetensors
     dseq-jepa select --scores out/scores.json --out out/
@@ -30,7 +30,7 @@ LIDAR_IMAGES = 1000
 LIDAR_VIEWS = 4
 """Random crops of each; far fewer than in the LiDAR paper, enough to tell a collapsed run from a sound one."""
 LIDAR_CROP_SCALE = (0.3, 1.0)
-"""The crops of pre-training (PROTOCOLS 1)."""
+"""The crops of pre-training (docs/protocols.md 1)."""
 
 Row = dict[str, Any]
 

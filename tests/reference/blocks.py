@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 class Law(NamedTuple):
-    """The numbers of a block scheme on a square grid (PROTOCOLS 1.1)."""
+    """The numbers of a block scheme on a square grid (docs/protocols.md 1.1)."""
 
     grid: int
     """Patches per side."""

@@ -1,4 +1,4 @@
-"""Checkpoint scores by loops: weighted kNN, RankMe and LiDAR (PROTOCOLS 2).
+"""Checkpoint scores by loops: weighted kNN, RankMe and LiDAR (docs/protocols.md 2).
 
 pytest tests/reference -k "knn or rank"
 """

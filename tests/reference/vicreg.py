@@ -1,4 +1,4 @@
-"""The contrastive regulariser on pooled predictions, slot by slot (PROTOCOLS 1.4; C-JEPA).
+"""The contrastive regulariser on pooled predictions, slot by slot (docs/protocols.md 1.4; C-JEPA).
 
 pytest tests/reference -k vicreg
 """

@@ -32,7 +32,7 @@ from dseq_jepa.draws import uniforms
 from dseq_jepa.errors import UserError
 
 PROBE_CROP_SCALE = (0.08, 1.0)
-"""RandomResizedCrop of probe training (PROTOCOLS 3)."""
+"""RandomResizedCrop of probe training (docs/protocols.md 3)."""
 
 
 @dataclass(frozen=True, eq=False)

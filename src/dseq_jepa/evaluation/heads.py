@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, all of a probe trained at once (PROTOCOLS 3).
+"""Linear heads on frozen features, all of a probe trained at once (docs/protocols.md 3).
 
     heads = Heads(settings, {"last4": 3072, "last": 768}, classes=1000, device=device, seed=0)
     heads.step({"last4": x_BF, "last": y_BF}, labels_B, progress=0.0, epoch=0)

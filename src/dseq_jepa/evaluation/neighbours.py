@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: the label-cheap score that chooses a checkpoint (PROTOCOLS 2).
+"""Weighted nearest neighbours: the label-cheap score that chooses a checkpoint (docs/protocols.md 2).
 
 Q queries, N bank images, D width, K neighbours.
 """

@@ -1,4 +1,4 @@
-r"""Linear probes of a frozen encoder, a group of them in one process (PROTOCOLS 3).
+r"""Linear probes of a frozen encoder, a group of them in one process (docs/protocols.md 3).
 
     dseq-jepa probe --config configs/demo.yaml --method dseq-jepa --encoder out/encoder.safetensors --out out/
     torchrun --nproc-per-node 8 -m dseq_jepa probe --config configs/paper.yaml --method dseq-jepa \

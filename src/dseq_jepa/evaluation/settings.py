@@ -1,4 +1,4 @@
-"""How an exported encoder is judged: one entry per evaluation (PROTOCOLS 3)."""
+"""How an exported encoder is judged: one entry per evaluation (docs/protocols.md 3)."""
 
 from typing import Literal, Self
 

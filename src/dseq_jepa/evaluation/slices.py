@@ -1,4 +1,4 @@
-"""Seeded slices of a training set: which images are bank, queries or held out (PROTOCOLS 2 and 3).
+"""Seeded slices of a training set: which images are bank, queries or held out (docs/protocols.md 2 and 3).
 
 Pure functions of (labels, seed): the same on every rank and after a resume. N images.
 """

@@ -1,4 +1,4 @@
-"""I-JEPA's random blocks, for a whole batch at once (PROTOCOLS 1.1; I-JEPA paper, section 4).
+"""I-JEPA's random blocks, for a whole batch at once (docs/protocols.md 1.1; I-JEPA paper, section 4).
 
     context_BT, targets_BGT = draw_blocks(grid=14, settings=BlockSettings(), seed=0, step=3, ids_B=ids)
 

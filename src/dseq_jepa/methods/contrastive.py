@@ -1,4 +1,4 @@
-"""The contrastive regulariser of C-JEPA and DSeq-C-JEPA: VICReg on pooled predictions (PROTOCOLS 1.4).
+"""The contrastive regulariser of C-JEPA and DSeq-C-JEPA: VICReg on pooled predictions (docs/protocols.md 1.4).
 
 Predictions and targets are pooled per slot (one I-JEPA block, or one rank of region), gathered over the global batch
 with gradient and projected by one MLP. Formula and coefficients follow the authors' configuration; the C-JEPA paper

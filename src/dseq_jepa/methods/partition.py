@@ -1,4 +1,4 @@
-"""Every order and every ablation as a `Partition`: random blocks, ranked regions, flat or sequential (PROTOCOLS 1.5).
+"""Every order and ablation as a `Partition`: blocks or ranked regions, flat or sequential (docs/protocols.md 1.5).
 
 B images, G groups, T patches, R ranks of R_1..R_{N-1} (the remainder R_M is not among them).
 """
@@ -13,14 +13,14 @@ from dseq_jepa.methods.plan import Partition
 
 
 def flat_blocks(context_BT: Tensor, targets_BGT: Tensor) -> Partition:
-    """I-JEPA: every block from the context block, each on its own (PROTOCOLS 1.1)."""
+    """I-JEPA: every block from the context block, each on its own (docs/protocols.md 1.1)."""
     B, G, _ = targets_BGT.shape
     ones_BG = torch.ones(B, G, dtype=torch.long, device=context_BT.device)
     return Partition(context_BT.long(), targets_BGT, ones_BG, torch.ones_like(ones_BG[:, 0], dtype=torch.bool))
 
 
 def flat_regions(ranks_BT: Tensor, groups: int) -> Partition:
-    """Regions R_1..R_{M-1} from the remainder R_M, each on its own (PROTOCOLS 1.5, our reading)."""
+    """Regions R_1..R_{M-1} from the remainder R_M, each on its own (docs/protocols.md 1.5, our reading)."""
     last_B1 = ranks_BT.amax(1, keepdim=True)
     rank_G1 = torch.arange(1, groups + 1, device=ranks_BT.device)[:, None]
     targets_BGT = (ranks_BT[:, None] == rank_G1) & (rank_G1 < last_B1[:, None])

@@ -1,4 +1,4 @@
-"""Where to predict, in what order: saliency -> Otsu -> components -> ranked regions (paper 3.2; PROTOCOLS 1.2).
+"""Where to predict, in what order: saliency -> Otsu -> components -> ranked regions (paper 3.2; docs/protocols.md 1.2).
 
     ranks_BT = ranked_regions(saliency_BT, grid=14, settings=RegionSettings())
 

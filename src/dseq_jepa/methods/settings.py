@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 
 class BlockSettings(Closed):
-    """I-JEPA's random blocks (PROTOCOLS 1.1; I-JEPA paper, section 4)."""
+    """I-JEPA's random blocks (docs/protocols.md 1.1; I-JEPA paper, section 4)."""
 
     targets: int = Field(4, ge=1)
     """Target blocks per image."""
@@ -43,7 +43,7 @@ class BlockSettings(Closed):
 
 
 class RegionSettings(Closed):
-    """Saliency -> Otsu -> components -> ranked regions (paper 3.2, A.1; PROTOCOLS 1.2)."""
+    """Saliency -> Otsu -> components -> ranked regions (paper 3.2, A.1; docs/protocols.md 1.2)."""
 
     count: int = Field(5, ge=2)
     """N: regions per image at most, the remainder included (paper A.1)."""
@@ -68,7 +68,7 @@ class RegionSettings(Closed):
 
 
 class ContrastiveSettings(Closed):
-    """VICReg on pooled predictions (PROTOCOLS 1.4; the C-JEPA paper, section 3)."""
+    """VICReg on pooled predictions (docs/protocols.md 1.4; the C-JEPA paper, section 3)."""
 
     weight: float = Field(0.001, gt=0)
     """Factor of the whole regulariser in the loss."""
@@ -96,11 +96,11 @@ class JepaSettings(Closed):
     prediction: Literal["flat", "sequential"]
     """All targets at once, or region i+1 from regions 1..i."""
     order: Literal["saliency", "random", "spatial"] = "saliency"
-    """Order of R_1..R_{M-1}; the remainder stays last (PROTOCOLS 1.5)."""
+    """Order of R_1..R_{M-1}; the remainder stays last (docs/protocols.md 1.5)."""
     truncate: int | None = Field(None, ge=2)
     """Only the steps that predict regions up to this rank (Table 5, "truncating": 3)."""
     realisation: Literal["causal", "prefix"] = "causal"
-    """One rank-causal pass, or every prefix encoded on its own (PROTOCOLS 1.3)."""
+    """One rank-causal pass, or every prefix encoded on its own (docs/protocols.md 1.3)."""
     curriculum: bool = False
     """Use salient regions with probability t/(T-1), else random blocks (paper 3.2, Algorithm 1)."""
     blocks: BlockSettings = BlockSettings()

@@ -1,4 +1,4 @@
-"""Published checkpoints of other projects as encoders of ours, every key accounted for (PROTOCOLS 6).
+"""Published checkpoints of other projects as encoders of ours, every key accounted for (docs/protocols.md 6).
 
     dseq-jepa import --kind mae --checkpoint mae_pretrain_vit_base.pth --architecture vit-b-16 --out out/
 

@@ -8,7 +8,7 @@ from dseq_jepa.closed import Closed
 
 
 class PredictorSettings(Closed):
-    """The narrow ViT that predicts target embeddings (PROTOCOLS 1; I-JEPA paper, appendix A)."""
+    """The narrow ViT that predicts target embeddings (docs/protocols.md 1; I-JEPA paper, appendix A)."""
 
     width: int = Field(384, ge=1)
     """Width of a token inside the predictor; a multiple of 4 and of its heads."""

@@ -1,4 +1,4 @@
-"""Exported encoders: timm's key names in a safetensors file, beside it a card that says what it is (PROTOCOLS 6).
+"""Exported encoders: timm's key names in safetensors, beside them a card that says what they are (docs/protocols.md 6).
 
     dseq-jepa export --selection out/selection.json --out out/          # writes encoder.safetensors and encoder.json
     card = read_card(Path("out/encoder.safetensors"))

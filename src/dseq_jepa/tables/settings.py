@@ -76,7 +76,7 @@ class TableSettings(Closed):
     rows: list[RowSettings] = Field(min_length=1)
     """Systems, top to bottom."""
     average: list[str] | None = None
-    """Metrics whose mean is the last column, printed only where all of them exist (PROTOCOLS 3)."""
+    """Metrics whose mean is the last column, printed only where all of them exist (docs/protocols.md 3)."""
     transposed: bool = False
     """Metrics as rows and systems as columns, as the paper prints Table 3."""
     notes: tuple[str, ...] = ()
