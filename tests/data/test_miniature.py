@@ -280,13 +280,13 @@ def test_settings_that_cannot_be_drawn_are_refused(tmp_path: Path, layout: Layou
 def test_the_mean_colour_of_a_picture_does_not_tell_its_class(tmp_path: Path, layout: Layout):
     """A least-squares classifier on the means of the colour channels stays near chance, one in ten."""
     settings = MiniatureSettings(
-        seed=0, image_size=32, train_images={layout: 300}, val_images={layout: 300}, classes=10
+        seed=0, image_size=32, train_images={layout: 200}, val_images={layout: 200}, classes=10
     )
     make_layout(layout, tmp_path / layout, settings)
     features, labels = {}, {}
     for part in ("train", "val"):
         listing = LAYOUTS[layout](tmp_path / layout, part, "class")
         means = [np.asarray(Image.open(tmp_path / layout / name)).mean(axis=(0, 1)) / 255 for name in listing.names]
-        features[part], labels[part] = np.column_stack([means, np.ones(300)]), listing.labels
+        features[part], labels[part] = np.column_stack([means, np.ones(200)]), listing.labels
     weights = np.linalg.lstsq(features["train"], np.eye(10)[labels["train"]], rcond=None)[0]
     assert ((features["val"] @ weights).argmax(axis=1) == labels["val"]).mean() < 0.18

@@ -117,6 +117,13 @@ class Frame:
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return cos * x_HW + sin * y_HW, cos * y_HW - sin * x_HW
 
+    def around(self, centre: Point, reach: float) -> tuple["Frame", tuple[slice, slice]]:
+        """The part of an upright frame within `reach` of a point, and where it lies in the picture."""
+        rows = np.searchsorted(self.y_HW[:, 0], (centre[1] - reach, centre[1] + reach))
+        columns = np.searchsorted(self.x_HW[0], (centre[0] - reach, centre[0] + reach))
+        window = slice(*rows), slice(*columns)
+        return Frame(self.x_HW[window], self.y_HW[window], self.scale), window
+
     def _pixels(self, distance_HW: Map) -> Map:
         return np.asarray(distance_HW * np.float32(self.scale), np.float32)
 
@@ -168,12 +175,18 @@ class Sprite:
             shading: how much the rim is darkened; it gives parts a round look and an outline.
 
         """
+        near_HW = distance_HW < 0.5
+        rows, columns = np.flatnonzero(near_HW.any(axis=1)), np.flatnonzero(near_HW.any(axis=0))
+        if not len(rows):
+            return
+        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        distance_HW = distance_HW[window]
         cover_HW = np.clip(0.5 - distance_HW, 0, 1)
         rim = np.float32(0.045 * max(self.alpha_HW.shape))
         shade_HW = 1 - np.float32(shading) * np.clip(1 + distance_HW / rim, 0, 1) ** 2
-        self.colour_HWC *= (1 - cover_HW)[..., None]
-        self.colour_HWC += (cover_HW * shade_HW)[..., None] * colour
-        self.alpha_HW += cover_HW * (1 - self.alpha_HW)
+        self.colour_HWC[window] *= (1 - cover_HW)[..., None]
+        self.colour_HWC[window] += (cover_HW * shade_HW)[..., None] * (colour if colour.ndim == 1 else colour[window])
+        self.alpha_HW[window] += cover_HW * (1 - self.alpha_HW[window])
 
     def over(self, picture_HWC: Floats) -> Floats:
         """The sprite laid over a picture, with smooth edges."""
@@ -235,6 +248,7 @@ def _scatter(rng: Generator, picture_HWC: Floats, frame: Frame) -> None:
     """One scrap of any kind and colour, anywhere."""
     centre, size = (rng.uniform(-1, 1), rng.uniform(-1, 1)), rng.uniform(*SCRAP_SIZE)
     turn = rng.uniform(0, np.pi)
+    frame, window = frame.around(centre, 2.2 * size)
     match int(rng.integers(4)):
         case 0:
             distance_HW = frame.ellipse(centre, (size, size * rng.uniform(0.4, 1)), turn)
@@ -247,7 +261,7 @@ def _scatter(rng: Generator, picture_HWC: Floats, frame: Frame) -> None:
             distance_HW = frame.lobes(centre, size * 0.8, 0.25, int(rng.integers(3, 7)), turn)
     cover_HW = np.clip(0.5 - distance_HW, 0, 1) * np.float32(SCRAP_OPACITY)
     colour = hsv(rng.random(), rng.uniform(*SCRAP_SATURATION), rng.uniform(*SCRAP_VALUE))
-    picture_HWC += cover_HW[..., None] * (colour - picture_HWC)
+    picture_HWC[window] += cover_HW[..., None] * (colour - picture_HWC[window])
 
 
 def clouds(rng: Generator, height: int, width: int, cells: int) -> Map:
