@@ -126,18 +126,22 @@ def test_deleting_an_artefact_reruns_its_producer_and_dependants(project: Projec
         assert project.plan() == DELETED[artefact]
     finally:
         (tmp_path / path.name).rename(path)
-    assert project.plan() == {}
+
+
+def numbers(table: Path) -> list[str]:
+    return [row["ours"] for row in csv.DictReader(table.open())]
 
 
 def test_a_deleted_encoder_is_made_again_with_the_same_numbers(project: Project):
     folder = project.folder / RESULTS
-    encoder, table = folder / f"export/i-jepa/{MODEL}/encoder.safetensors", folder / "tables/table1.md"
-    before, shown_before = encoder.read_bytes(), table.read_text()
+    encoder, table = folder / f"export/i-jepa/{MODEL}/encoder.safetensors", folder / "tables/table1.csv"
+    before, numbers_before = encoder.read_bytes(), numbers(table)
     encoder.unlink()
     shown = project.run()
     assert shown.returncode == 0, shown.stdout
     assert jobs(shown.stdout) == {"export": 1, "probe": 2, "render": 1, "sync": 1}
-    assert (encoder.read_bytes(), table.read_text()) == (before, shown_before)
+    assert encoder.read_bytes() == before
+    assert numbers(table) == numbers_before
     assert project.plan() == {}
 
 
