@@ -26,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	  exit 1; }
 	@if command -v uv >/dev/null; then \
 	  { [ -x $(BIN)/python ] || uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV); } && \
-	  uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
+	  uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock && \
 	  uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \
 	else \
 	  { [ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear $(VENV); } && \
@@ -55,7 +55,8 @@ lint: $(READY)
 
 dag: $(READY)
 	mkdir -p docs
-	$(BIN)/snakemake --rulegraph all | dot -Tsvg > docs/dag.svg
+	$(BIN)/snakemake results/demo/tracking/synced.json --rulegraph dot > docs/dag.dot
+	dot -Grankdir=LR -Tsvg docs/dag.dot > docs/dag.svg && rm docs/dag.dot
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras --no-emit-index-url pyproject.toml -o requirements.lock

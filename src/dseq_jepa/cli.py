@@ -116,6 +116,13 @@ def _resolve(
     )
 
 
+def _spread(job: "Job") -> None:
+    """Start the configured number of processes, each with this same command, unless this is one of them already."""
+    if job.compute.ranks > 1 and "RANK" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.compute.ranks)]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "dseq_jepa", *sys.argv[1:]])  # noqa: S606
+
+
 @app.command(epilog="Example: dseq-jepa pretrain --config configs/demo.yaml --method dseq-jepa --out out/")
 def pretrain(
     out: Out,
@@ -129,6 +136,7 @@ def pretrain(
     from dseq_jepa.jobs import PretrainJob, pretrain_job
 
     job = _resolve(PretrainJob, settings, pretrain_job, config, (method, architecture, seed))
+    _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.training.loop import pretrain as run
 
@@ -151,6 +159,7 @@ def score(
     from dseq_jepa.jobs import ScoreJob, score_job
 
     job = _resolve(ScoreJob, settings, score_job, config, (method, architecture, seed))
+    _spread(job)
     with _alone_in(out):
         from dseq_jepa.selection import score as run
 
@@ -182,7 +191,7 @@ def export(
 @app.command(
     "import",
     epilog="Example: dseq-jepa import --kind mae --checkpoint mae_pretrain_vit_base.pth --config configs/paper.yaml "
-    "--architecture vit-b-16 --out out/",
+    "--architecture vit-b16 --out out/",
 )
 def import_(
     out: Out,
@@ -220,6 +229,7 @@ def probe(
         return evaluate_job(experiment, _first(group, experiment.groups), method, architecture, seed)
 
     job = _resolve(EvaluateJob, settings, build, config, (method, architecture, seed))
+    _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.probe import evaluate
 

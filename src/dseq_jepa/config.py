@@ -35,6 +35,8 @@ class ComputeSettings(Closed):
     """Where tensors live; each rank uses one device."""
     threads: int = Field(ge=1)
     """Compute threads of one process on the CPU."""
+    ranks: int = Field(1, ge=1)
+    """Processes of one job on this machine, one GPU each; torchrun or Slurm overrules it."""
 
 
 class TrackingSettings(Closed):

@@ -59,7 +59,7 @@ def slow_sequential(method: Jepa, index: int) -> Prediction:
     if settings.order == "spatial":
         ranks = reorder(ranks, "spatial")
     if settings.order == "random":
-        keys = uniforms(MOMENT.seed, "order", MOMENT.step, IDS, settings.regions.count - 1)[index]
+        keys = uniforms(MOMENT.seed, "region order", MOMENT.step, IDS, settings.regions.count - 1)[index]
         ranks = reorder(ranks, [int(k) + 1 for k in np.argsort(keys) if k + 1 < ranks.max()])
     return sequential_loss(
         *states(method), images()[index], ranks, PATCH, HEADS, settings.realisation, settings.truncate
@@ -73,7 +73,7 @@ def slow_discriminative_flat(method: Jepa, index: int) -> Prediction:
 
 def slow_uniform_sequential(method: Jepa, index: int) -> Prediction:
     targets = blocks_of(index)[1]
-    order = np.argsort(uniforms(MOMENT.seed, "order", MOMENT.step, IDS, len(targets))[index])
+    order = np.argsort(uniforms(MOMENT.seed, "region order", MOMENT.step, IDS, len(targets))[index])
     ranks = uniform_sequential_ranks([targets[k] for k in order], GRID)
     return sequential_loss(*states(method), images()[index], ranks, PATCH, HEADS)
 

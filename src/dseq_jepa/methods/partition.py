@@ -75,7 +75,7 @@ def ranks_of_blocks(targets_BGT: Tensor, seed: int, step: int, ids_B: NDArray[np
     A patch in several blocks belongs to the earlier one, blocks left empty are dropped, the remainder comes last.
     """
     G = targets_BGT.shape[1]
-    order_BG = torch.from_numpy(uniforms(seed, "order", step, ids_B, G)).argsort(1).to(targets_BGT.device)
+    order_BG = torch.from_numpy(uniforms(seed, "region order", step, ids_B, G)).argsort(1).to(targets_BGT.device)
     ordered_BGT = targets_BGT.gather(1, order_BG[:, :, None].expand_as(targets_BGT))
     owned_BGT = ordered_BGT & (ordered_BGT.cumsum(1) == 1)
     rank_BG = owned_BGT.any(2).cumsum(1)
@@ -99,7 +99,7 @@ def spatial_order(ranks_BT: Tensor, regions: int, grid: int) -> Tensor:
 
 def random_order(ranks_BT: Tensor, regions: int, seed: int, step: int, ids_B: NDArray[np.int64]) -> Tensor:
     """Regions R_1..R_{M-1} in a random order, seeded per step and image; the remainder stays last (Table 5)."""
-    keys_BR = torch.from_numpy(uniforms(seed, "order", step, ids_B, regions - 1)).to(ranks_BT.device)
+    keys_BR = torch.from_numpy(uniforms(seed, "region order", step, ids_B, regions - 1)).to(ranks_BT.device)
     return _reordered(ranks_BT, keys_BR.argsort(dim=1))
 
 

@@ -116,6 +116,10 @@ class JepaSettings(Closed):
             raise ValueError("generation: discriminative reads the class token's saliency; set class_token: true")
         if self.generation == "uniform" and self.curriculum:
             raise ValueError("curriculum: true chooses between regions and blocks; it needs generation: discriminative")
+        if self.generation == "uniform" and self.order != "saliency":
+            raise ValueError(
+                f"order: {self.order} is of salient regions; random blocks are in random order as they are"
+            )
         if self.prediction == "flat":
             for key, default in (("order", "saliency"), ("truncate", None), ("realisation", "causal")):
                 if getattr(self, key) != default:

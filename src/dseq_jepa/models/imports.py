@@ -1,6 +1,7 @@
-"""Published checkpoints of other projects as encoders of ours, every key accounted for (docs/protocols.md 6).
+r"""Published checkpoints of other projects as encoders of ours, every key accounted for (docs/protocols.md 6).
 
-    dseq-jepa import --kind mae --checkpoint mae_pretrain_vit_base.pth --architecture vit-b-16 --out out/
+    dseq-jepa import --kind mae --checkpoint mae_pretrain_vit_base.pth --config configs/paper.yaml \
+        --architecture vit-b16 --out out/
 
 Read with safetensors or torch.load(weights_only=True): nothing in a foreign file is executed. Key names and containers
 as in the public code of timm, facebookresearch/{mae,dino,ijepa} and bytedance/ibot.

@@ -99,8 +99,6 @@ class SelectionSettings(Closed):
     """Part of the training set that the neighbours come from."""
     query_fraction: float = Field(0.02, gt=0, lt=1)
     """Held-out part of the training set that is classified; never validation images."""
-    batch_size: int = Field(256, ge=1)
-    """Images per forward pass."""
 
     @model_validator(mode="after")
     def _percent(self) -> Self:
