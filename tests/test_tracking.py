@@ -434,6 +434,23 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    results = tmp_path / "demo"
+    pretrain(results, steps=5)
+    code = "import sys; from pathlib import Path; from dseq_jepa.tracking import sync; sync(Path(sys.argv[1]), 'demo')"
+    partial = results / ".mlflow.db.partial"
+    process = subprocess.Popen([sys.executable, "-c", code, str(results)])
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (results / "mlflow.db").exists()
+    assert sync(results, "demo").new_runs == 1
+    assert not partial.exists()
+
+
+@pytest.mark.slow
 def test_a_sync_that_was_killed_is_completed_by_the_next(results: Path) -> None:
     for seed in range(3):
         pretrain(results, steps=3000, model=f"dseq-jepa/vit-b/seed{seed}")

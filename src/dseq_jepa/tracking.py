@@ -118,6 +118,7 @@ class Store:
         from mlflow import MlflowClient
 
         _check_place(uri)
+        _make_tables(uri)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self.experiment_id = _experiment(self.client, experiment, None if is_server(uri) else artefacts)
         self.runs: dict[str, list[StoredRun]] = {}
@@ -335,6 +336,22 @@ def _check_place(uri: str) -> None:
         )
     if scheme == "sqlite" and not Path(uri.partition("sqlite:///")[2] or ".").parent.is_dir():
         raise UserError(f"{uri}: the folder of this database does not exist; make it first.")
+
+
+def _make_tables(uri: str) -> None:
+    """Make a new sqlite store beside its place and rename it: MLflow takes seconds to make its tables and refuses for
+    ever to go on with a store in which it was killed among them.
+    """
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+    os.replace(partial, path)
 
 
 def _experiment(client: "MlflowClient", name: str, artefacts: Path | None) -> str:
