@@ -1,5 +1,6 @@
 """A global batch gives the same step on one rank and on two, contrastive statistics included."""
 
+import json
 import os
 import subprocess
 import sys
@@ -57,3 +58,13 @@ def test_a_whole_run_on_two_ranks_follows_the_run_on_one(sharding: str, pictures
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=0.02, atol=5e-3, msg=name)
+
+
+def test_the_configured_number_of_ranks_is_started_by_the_command_itself(pictures: Path, tmp_path: Path) -> None:
+    settings = job(pictures, epochs=1)
+    settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"ranks": 2})})
+    command = [sys.executable, "-m", "dseq_jepa", "pretrain", "--settings", settings.to_json(), "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "run.json").read_text())["ranks"] == 2
