@@ -1,7 +1,7 @@
 """From "what is shown and what is predicted" to the tokens of both networks: the only place that knows who sees whom.
 
 A `Partition` is all that distinguishes I-JEPA, DSeq-JEPA and every ablation; `plan_prediction` turns it into packed
-token lists for the context encoder and the predictor (PROTOCOLS 1.1 and 1.3).
+token lists for the context encoder and the predictor (docs/protocols.md 1.1 and 1.3).
 
 B images, T patches, G groups of targets (blocks, or steps), V encodings and U predictions of an image.
 """
@@ -87,7 +87,7 @@ def _seen(partition: Partition, prefix: bool) -> Tensor:
 def _encoder_tokens(
     partition: Partition, seen_BVT: Tensor, *, class_token: bool, prefix: bool
 ) -> tuple[VisibleTokens, Tensor]:
-    """The context encoder's tokens, and the packed row of every seen patch, (B, V, T)."""
+    """The context encoder's tokens, and the row of every seen patch among its outputs, (B, V, T)."""
     B, V, T = seen_BVT.shape
     rank_B1T = partition.rank_BT[:, None]
     rank_BVT = torch.where(seen_BVT, rank_B1T.clamp(max=1) if prefix else rank_B1T, 0)
@@ -96,14 +96,16 @@ def _encoder_tokens(
     copy_rank_BVR = torch.where(copy_rank_R <= rank_BVT.amax(2, keepdim=True), copy_rank_R, 0)
     rank_SC = torch.cat([copy_rank_BVR, rank_BVT], dim=2).flatten(0, 1)
     is_patch_C = torch.arange(copies + T, device=seen_BVT.device) >= copies
-    index_P, packing = pack(TokenRules(club_SC=rank_SC, reach_SC=rank_SC, open_SC=is_patch_C & (rank_SC > 0)))
+    read_SC = is_patch_C & (rank_SC > 0)
+    packed = pack(TokenRules(club_SC=rank_SC, reach_SC=rank_SC, open_SC=read_SC), read_SC)
 
+    index_P = packed.index_P
     image_P, column_P = index_P // ((copies + T) * V), index_P % (copies + T)
     patch_P = image_P * T + (column_P - copies).clamp(min=0)
     row_N = torch.zeros_like(rank_SC).flatten()
-    row_N[index_P] = torch.arange(len(index_P), device=index_P.device)
+    row_N[index_P[packed.rows_Q]] = torch.arange(len(packed.rows_Q), device=index_P.device)
     row_BVT = row_N.view(B, V, copies + T)[:, :, copies:]
-    return VisibleTokens(patch_P, column_P < copies, packing), row_BVT
+    return VisibleTokens(patch_P, column_P < copies, packed.packing, packed.last), row_BVT
 
 
 def _predictor_tokens(
@@ -131,15 +133,16 @@ def _predictor_tokens(
     club_SC = torch.cat([context_club_BUT, mask_club_BUGT.flatten(2)], dim=2).flatten(0, 1)
     reach_SC = torch.cat([context_club_BUT, mask_reach_BUGT.flatten(2)], dim=2).flatten(0, 1)
     is_mask_C = torch.arange(T + G * T, device=device) >= T
-    index_P, packing = pack(TokenRules(club_SC=club_SC, reach_SC=reach_SC, open_SC=~is_mask_C & (club_SC > 0)))
+    present_SC = club_SC > 0
+    rules = TokenRules(club_SC=club_SC, reach_SC=reach_SC, open_SC=~is_mask_C & present_SC)
+    packed = pack(rules, is_mask_C & present_SC)
 
-    columns = T + G * T
+    index_P, masks_Q, columns = packed.index_P, packed.rows_Q, T + G * T
     image_P, column_P, patch_P = index_P // (columns * G), index_P % columns, index_P % T
     is_mask_P = column_P >= T
     encoding_P = encoding_BU.flatten()[index_P // columns]
     encoded_P = torch.where(is_mask_P, 0, row_BVT.flatten()[(image_P * seen_BVT.shape[1] + encoding_P) * T + patch_P])
-    masks_Q = is_mask_P.nonzero()[:, 0]
-    tokens = PredictorTokens(encoded_P, patch_P, is_mask_P, masks_Q, packing)
+    tokens = PredictorTokens(encoded_P, patch_P, is_mask_P, masks_Q, packed.packing, packed.last)
     return tokens, image_P[masks_Q], (column_P // T - 1)[masks_Q]
 
 

@@ -1,41 +1,64 @@
 """Sequences of different lengths without padding, on timm's blocks.
 
-Linear layers, norms and MLPs see the P real tokens of a batch as rows; only attention spreads them over a padded
-S x L table, because scaled_dot_product_attention wants one. Padding therefore costs attention scores and nothing else.
+Linear layers, norms and MLPs see the P real tokens of a batch as rows; only attention spreads them over padded tables,
+because scaled_dot_product_attention wants tables. Sequences of similar length share one, so that little is padding.
+The last block computes only the tokens whose output somebody reads; all others are keys.
 
-P packed tokens, S sequences, L longest sequence, D width, H heads, E width of a head.
+P packed tokens, Q of them that a block computes, S sequences, L longest sequence of a table, D width, H heads, E width
+of a head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
+from numpy.typing import NDArray
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SPAN = 32
+"""Sequences share a padded table when their lengths, divided by this, round up to the same number."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where each packed token stands in padded S x L tables that lie one after the other."""
+
+    slots_P: Tensor
+    """Row-major index into all tables."""
+    shapes: tuple[tuple[int, int], ...]
+    """S and L of every table."""
+
+    def spread(self, rows_PK: Tensor) -> list[Tensor]:
+        """Packed rows into the zero-padded tables, (S, L, K) each; (S, L) for numbers."""
+        sizes = [sequences * length for sequences, length in self.shapes]
+        flat_NK = rows_PK.new_zeros(sum(sizes), *rows_PK.shape[1:]).index_copy(0, self.slots_P, rows_PK)
+        return [
+            part.view(*shape, *part.shape[1:])
+            for part, shape in zip(torch.split(flat_NK, sizes), self.shapes, strict=True)
+        ]
+
+    def collect(self, tables_SLK: Sequence[Tensor]) -> Tensor:
+        """The tables' real tokens as packed rows, (P, K)."""
+        return torch.cat([table.flatten(0, 1) for table in tables_SLK]).index_select(0, self.slots_P)
+
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each packed token stands in the padded table, and who may attend to whom."""
+    """Which tokens a block computes, and whom each of them may attend to."""
 
-    slots_P: Tensor
-    """Row-major index into the S x L table."""
-    sequences: int
-    length: int
-    allowed_S1LL: Tensor
-    """True where a query (first L) may see a key (second L)."""
-
-    def spread(self, rows_PK: Tensor) -> Tensor:
-        """Packed rows into the zero-padded table, (S, L, K)."""
-        table = rows_PK.new_zeros(self.sequences * self.length, rows_PK.shape[-1])
-        return table.index_copy(0, self.slots_P, rows_PK).view(self.sequences, self.length, -1)
-
-    def collect(self, table_SLK: Tensor) -> Tensor:
-        """The table's real tokens as packed rows, (P, K)."""
-        return table_SLK.reshape(self.sequences * self.length, -1).index_select(0, self.slots_P)
+    keys: Tables
+    """All tokens."""
+    queries: Tables
+    """The tokens that are computed; `keys` where these are all."""
+    rows_Q: Tensor | None
+    """Packed rows of the queries; None: all tokens, in order."""
+    allowed_S1QL: list[Tensor]
+    """For every table, True where a query may see a key."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +77,72 @@ class TokenRules:
     """Whether tokens of other clubs may see this one."""
 
 
-def pack(rules: TokenRules) -> tuple[Tensor, Packing]:
+@dataclass(frozen=True)
+class Packed:
+    """An (S, C) layout without its absent tokens and empty sequences."""
+
+    index_P: Tensor
+    """Where each packed token stood in the flattened layout."""
+    packing: Packing
+    rows_Q: Tensor
+    """Packed rows of the tokens whose output is read."""
+    last: Packing
+    """For the last block: it computes only what is read."""
+
+
+def pack(rules: TokenRules, read_SC: Tensor) -> Packed:
     """Drop absent tokens and empty sequences.
 
-    Returns:
-        index_P: where each packed token stood in the flattened (S, C) layout, and the packing.
+    Args:
+        rules: which tokens there are, and who sees whom.
+        read_SC: tokens, among those present, whose output after the last block is read.
 
     """
     present_SC = rules.club_SC > 0
-    count_S = present_SC.sum(1)
     # A host read: without the sizes a GPU would have to encode every patch of every image.
-    sequences, longest = torch.stack([(count_S > 0).sum(), count_S.max()]).tolist()
-    length = -(-longest // 8) * 8  # the fused GPU kernels want masks aligned to 8
-    index_P = present_SC.flatten().nonzero()[:, 0]
-    sequence_S = (count_S > 0).cumsum(0) - 1
-    column_SC = present_SC.cumsum(1) - 1
-    slots_P = sequence_S[index_P // present_SC.shape[1]] * length + column_SC.flatten()[index_P]
+    present_S, read_S = torch.stack([present_SC.sum(1), read_SC.sum(1)]).cpu().numpy()
+    size_S = -(-present_S // SPAN)
+    members = [np.flatnonzero(size_S == size) for size in np.unique(size_S[size_S > 0])]
+    index_P, keys = _tables(present_SC, present_S, members)
+    index_Q, queries = _tables(read_SC, read_S, members)
+    rows_Q = present_SC.flatten().cumsum(0)[index_Q] - 1
+    return Packed(
+        index_P,
+        Packing(keys, keys, None, _allowed(rules, index_P, keys, index_P, keys)),
+        rows_Q,
+        Packing(keys, queries, rows_Q, _allowed(rules, index_Q, queries, index_P, keys)),
+    )
 
-    def table(values_SC: Tensor) -> Tensor:
-        flat = values_SC.new_zeros(sequences * length)
-        return flat.index_copy(0, slots_P, values_SC.flatten()[index_P]).view(sequences, length)
 
-    allowed = _attention_table(table(rules.club_SC), table(rules.reach_SC), table(rules.open_SC))
-    return index_P, Packing(slots_P, sequences, length, allowed)
+def _tables(
+    chosen_SC: Tensor, length_S: NDArray[np.int64], members: Sequence[NDArray[np.int64]]
+) -> tuple[Tensor, Tables]:
+    """Index of every chosen token in the flattened layout, and a place for each: one table for each list of members."""
+    start_S, end, shapes = np.zeros_like(length_S), 0, []
+    for sequences in members:
+        length = -(-int(length_S[sequences].max()) // 8) * 8  # the fused GPU kernels want masks aligned to 8
+        start_S[sequences] = end + length * np.arange(len(sequences))
+        end += length * len(sequences)
+        shapes.append((len(sequences), length))
+    index_N = chosen_SC.flatten().nonzero()[:, 0]
+    place_SC = torch.from_numpy(start_S).to(chosen_SC.device)[:, None] + chosen_SC.cumsum(1) - 1
+    return index_N, Tables(place_SC.flatten()[index_N], tuple(shapes))
 
 
-def _attention_table(club_SL: Tensor, reach_SL: Tensor, open_SL: Tensor) -> Tensor:
-    """(S, 1, L, L), queries before keys.
+def _allowed(rules: TokenRules, index_Q: Tensor, queries: Tables, index_P: Tensor, keys: Tables) -> list[Tensor]:
+    """For every table (S, 1, Q, L): who sees whom.
 
-    Padding is club 0 and sees padding: no row of the softmax is empty. An empty row is NaN on the unfused path, and
-    that NaN would reach real tokens in the backward pass.
+    Padding sees everything and is seen by nobody: no row of the softmax is empty. An empty row is NaN on the unfused
+    path, and that NaN would reach real tokens in the backward pass.
     """
-    same_club_SLL = club_SL[:, :, None] == club_SL[:, None, :]
-    within_reach_SLL = open_SL[:, None, :] & (reach_SL[:, None, :] <= reach_SL[:, :, None])
-    return (same_club_SLL | within_reach_SLL)[:, None]
+    rules_NK = torch.stack([rules.club_SC, rules.reach_SC, rules.open_SC.long()], dim=2).flatten(0, 1)
+    result = []
+    for query_SQK, key_SLK in zip(queries.spread(rules_NK[index_Q]), keys.spread(rules_NK[index_P]), strict=True):
+        club_SQ1, reach_SQ1, _ = query_SQK[:, :, None].unbind(3)
+        club_S1L, reach_S1L, open_S1L = key_SLK[:, None].unbind(3)
+        within_reach_SQL = (open_S1L > 0) & (reach_S1L <= reach_SQ1)
+        result.append(((club_SQ1 == club_S1L) | within_reach_SQL | (club_SQ1 == 0))[:, None])
+    return result
 
 
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
@@ -101,22 +156,39 @@ class PackedBlock(Block):  # type: ignore[misc]  # timm is untyped
         super().__init__(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=layer_norm)
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
-        """(B, L, D) without a packing, (P, D) with one; the shape stays."""
+        """(B, L, D) without a packing and (P, D) with one; the shape stays, or becomes (Q, D) for fewer queries."""
         if packing is None:
             return super().forward(x)  # type: ignore[no-any-return]
-        x = x + self._attend(self.norm1(x), packing)
+        x = _rows(x, packing.rows_Q) + self._attend(self.norm1(x), packing)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
     def _attend(self, x_PD: Tensor, packing: Packing) -> Tensor:
-        heads = self.attn.num_heads
-        table_SLK = packing.spread(self.attn.qkv(x_PD))
-        q_SHLE, k_SHLE, v_SHLE = table_SLK.view(*table_SLK.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        out_SHLE = F.scaled_dot_product_attention(q_SHLE, k_SHLE, v_SHLE, attn_mask=packing.allowed_S1LL)
-        return self.attn.proj(packing.collect(out_SHLE.transpose(1, 2)))  # type: ignore[no-any-return]
+        qkv, heads, width = self.attn.qkv, self.attn.num_heads, x_PD.shape[1]
+        triples: list[tuple[Tensor, ...]]  # q (S, Q, H, E), k and v (S, L, H, E) of every table
+        if packing.rows_Q is None:
+            tables_SLK = packing.keys.spread(qkv(x_PD))
+            triples = [table.view(*table.shape[:2], 3, heads, -1).unbind(2) for table in tables_SLK]
+        else:
+            q_QD = F.linear(_rows(x_PD, packing.rows_Q), qkv.weight[:width], qkv.bias[:width])
+            kv_PK = F.linear(x_PD, qkv.weight[width:], qkv.bias[width:])
+            triples = [
+                (q.view(*q.shape[:2], heads, -1), *kv.view(*kv.shape[:2], 2, heads, -1).unbind(2))
+                for q, kv in zip(packing.queries.spread(q_QD), packing.keys.spread(kv_PK), strict=True)
+            ]
+        mixed_SQD = []
+        for triple, allowed_S1QL in zip(triples, packing.allowed_S1QL, strict=True):
+            q_SHQE, k_SHLE, v_SHLE = (part.transpose(1, 2) for part in triple)
+            out_SHQE = F.scaled_dot_product_attention(q_SHQE, k_SHLE, v_SHLE, attn_mask=allowed_S1QL)
+            mixed_SQD.append(out_SHQE.transpose(1, 2).flatten(2))
+        return self.attn.proj(packing.queries.collect(mixed_SQD))  # type: ignore[no-any-return]
+
+
+def _rows(x_PD: Tensor, rows_Q: Tensor | None) -> Tensor:
+    return x_PD if rows_Q is None else x_PD.index_select(0, rows_Q)
 
 
 def initialise(module: nn.Module) -> None:
-    """Truncated normal 0.02 for linear and convolution weights, zero biases (PROTOCOLS 1). For Module.apply."""
+    """Truncated normal 0.02 for linear and convolution weights, zero biases (docs/protocols.md 1). For Module.apply."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,6 +1,6 @@
-"""The predictor: a narrow ViT from visible embeddings to the embeddings of hidden patches (PROTOCOLS 1, I-JEPA).
+"""The predictor: a narrow ViT from visible to hidden patches' embeddings (docs/protocols.md 1; I-JEPA, appendix A).
 
-P packed tokens, Q mask tokens, D encoder width, W predictor width.
+P packed tokens, Q mask tokens, N encoded patches, D encoder width, W predictor width.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ class PredictorTokens:
     masks_Q: Tensor
     """Packed rows of the mask tokens."""
     packing: Packing
+    last: Packing
+    """Of the last block: it computes the mask tokens alone."""
 
 
 class Predictor(nn.Module):
@@ -48,19 +50,20 @@ class Predictor(nn.Module):
         self.apply(initialise)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, encoded_PD: Tensor, tokens: PredictorTokens) -> Tensor:
+    def forward(self, encoded_ND: Tensor, tokens: PredictorTokens) -> Tensor:
         """Predict the embedding of every masked patch.
 
         Args:
-            encoded_PD: the context encoder's packed outputs.
+            encoded_ND: the context encoder's outputs.
             tokens: which of them to use where, what to predict, and who may attend to whom.
 
         Returns:
             (Q, D) predictions, one for each mask token in packed order.
 
         """
-        context_PW = self.embed(encoded_PD).index_select(0, tokens.encoded_P)
+        context_PW = self.embed(encoded_ND).index_select(0, tokens.encoded_P)
         x_PW = torch.where(tokens.is_mask_P[:, None], self.mask_token[0].to(context_PW.dtype), context_PW)
         x_PW = x_PW + self.pos_embed.index_select(0, tokens.patch_P)
-        x_PW = run_blocks(self.blocks, x_PW, tokens.packing, checkpointing=self.checkpointing)
-        return self.project(self.norm(x_PW.index_select(0, tokens.masks_Q)))  # type: ignore[no-any-return]
+        x_PW = run_blocks(self.blocks[:-1], x_PW, tokens.packing, checkpointing=self.checkpointing)
+        x_QW = run_blocks(self.blocks[-1:], x_PW, tokens.last, checkpointing=self.checkpointing)
+        return self.project(self.norm(x_QW))  # type: ignore[no-any-return]

@@ -37,6 +37,8 @@ class VisibleTokens:
     is_class_P: Tensor
     """True for class-token copies."""
     packing: Packing
+    last: Packing
+    """Of the last block: it computes the patches alone."""
 
 
 def patch_pixels(images_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -48,7 +50,7 @@ def patch_pixels(images_BCHW: Tensor, patch_size: int) -> Tensor:
 
 
 class VisionTransformer(nn.Module):
-    """ViT encoder (PROTOCOLS 1), with or without a class token."""
+    """ViT encoder (docs/protocols.md 1), with or without a class token."""
 
     pos_embed: Tensor
 
@@ -113,12 +115,13 @@ class VisionTransformer(nn.Module):
             visible: which patches and class-token copies, and who may attend to whom.
 
         Returns:
-            (P, D) packed outputs after the final LayerNorm, class copies included.
+            (Q, D) outputs of the patches, in packed order, after the final LayerNorm.
 
         """
         x_PD = self.embed(pixels_BTK.flatten(0, 1).index_select(0, visible.patch_P))
         x_PD = x_PD + self.pos_embed[0].index_select(0, visible.patch_P % self.settings.patches)
         if self.cls_token is not None:
             x_PD = torch.where(visible.is_class_P[:, None], self.cls_token[0].to(x_PD.dtype), x_PD)
-        x_PD = run_blocks(self.blocks, x_PD, visible.packing, checkpointing=self.checkpointing)
-        return self.norm(x_PD)  # type: ignore[no-any-return]
+        x_PD = run_blocks(self.blocks[:-1], x_PD, visible.packing, checkpointing=self.checkpointing)
+        x_QD = run_blocks(self.blocks[-1:], x_PD, visible.last, checkpointing=self.checkpointing)
+        return self.norm(x_QD)  # type: ignore[no-any-return]
