@@ -15,8 +15,9 @@ from skimage.draw import polygon2mask
 from dseq_jepa.data.layouts import LAYOUTS
 from dseq_jepa.data.miniature import MARKER, make_layout, make_miniature
 from dseq_jepa.data.miniature.ade20k import ID, SCENES, Scene, draw_scene
+from dseq_jepa.data.miniature.clevr import draw_scene as draw_clevr
 from dseq_jepa.data.miniature.coco import CATEGORIES, annotation, draw_picture
-from dseq_jepa.data.miniature.labelled import CARS_CLASSES, CUB_CLASSES, INAT21_CLASSES
+from dseq_jepa.data.miniature.labelled import CARS_CLASSES, CUB_CLASSES, INAT21_CLASSES, Task
 from dseq_jepa.data.miniature.masks import Mask, counts, outlines
 from dseq_jepa.data.miniature.objects import Bird, Car, Creature
 from dseq_jepa.data.settings import Layout, MiniatureSettings
@@ -290,3 +291,10 @@ def test_the_mean_colour_of_a_picture_does_not_tell_its_class(tmp_path: Path, la
         features[part], labels[part] = np.column_stack([means, np.ones(200)]), listing.labels
     weights = np.linalg.lstsq(features["train"], np.eye(10)[labels["train"]], rcond=None)[0]
     assert ((features["val"] @ weights).argmax(axis=1) == labels["val"]).mean() < 0.18
+
+
+def test_a_scene_that_finds_no_room_under_its_first_camera_is_drawn_anew() -> None:
+    task = Task(seed=0, image_size=80, pictures={"train": 800}, classes=10)
+    picture, scene = draw_clevr(task.rng("clevr", "train", 605), 64, 96, 605)
+    assert picture.shape == (64, 96, 3)
+    assert 3 <= len(scene["objects"]) <= 10

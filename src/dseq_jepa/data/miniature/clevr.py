@@ -41,6 +41,10 @@ LARGEST = 4
 """Most large objects in a picture."""
 DEPTH_SQUEEZE = 0.6
 """Gaps along the line of sight count this much, so that nobody is hidden behind a neighbour."""
+GAPS = tuple(0.85**k for k in range(12))
+"""Distance that objects keep, in their size; the next smaller one where there is no room."""
+REDRAWS = 50
+"""Cameras and sets of objects tried: some jitters leave no place that is deep enough and in view."""
 SPOTS = 600
 """Places tried for the objects of a picture."""
 SUPERSAMPLING = 2
@@ -118,15 +122,21 @@ def draw_scene(rng: Generator, height: int, width: int, index: int) -> tuple[NDA
         (H, W, 3) uint8, and CLEVR's `objects`, `directions` and `relationships`.
 
     """
-    camera = Camera.jittered(rng, height, width)
-    solids = _arrange(rng, camera, COUNTS[index % len(COUNTS)], NEAREST[(index + index // 24) % len(NEAREST)])
+    count, nearest = COUNTS[index % len(COUNTS)], NEAREST[(index + index // 24) % len(NEAREST)]
+    for _ in range(REDRAWS):
+        camera = Camera.jittered(rng, height, width)
+        solids = _arrange(rng, camera, count, nearest)
+        if solids is not None:
+            break
+    else:
+        raise RuntimeError(f"picture {index}: no room for {count} objects from depth {nearest} on; widen GROUND")
     picture_HWC = _render(camera, solids)
     picture_HWC += rng.standard_normal(picture_HWC.shape, dtype=np.float32) * np.float32(0.008)
     return np.asarray(np.clip(picture_HWC * 255 + 0.5, 0, 255), np.uint8), _describe(camera, solids)
 
 
-def _arrange(rng: Generator, camera: Camera, count: int, nearest: tuple[float, float]) -> list[Solid]:
-    """Solids that do not touch, the first in the wanted depth range and all others behind it."""
+def _arrange(rng: Generator, camera: Camera, count: int, nearest: tuple[float, float]) -> list[Solid] | None:
+    """Solids that do not touch, the first in the wanted depth range and all others behind; None without room."""
     sizes = np.array(["small"] * count)
     sizes[rng.permutation(count)[: int(rng.integers(0, min(count, LARGEST) + 1))]] = "large"
     looks = [
@@ -141,13 +151,12 @@ def _arrange(rng: Generator, camera: Camera, count: int, nearest: tuple[float, f
         for size in sizes
     ]
     along, across = _ground_axes(camera)
-    gap = 1.0
-    while True:  # ends: without a gap any spot does that is in view and deep enough, and the plane has many
+    for gap in GAPS:
         spots_N2 = rng.uniform(*GROUND[0], (SPOTS, 1)) * along + rng.uniform(*GROUND[1], (SPOTS, 1)) * across
         solids = _settle(camera, looks, spots_N2, nearest, gap)
         if solids is not None:
             return solids
-        gap *= 0.85
+    return None
 
 
 def _settle(
