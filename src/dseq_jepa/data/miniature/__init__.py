@@ -2,9 +2,9 @@
 
     dseq-jepa data make-miniature --config configs/demo.yaml       # all of them, some 20 s
 
-Objects have parts, and a class is a combination of them (body, limbs, head, marking, ...); hue, size, place, light and
-background are drawn independently of it, so that the mean colour of a picture tells nothing. The same seed gives the
-same bytes in every file, whatever else is generated.
+Objects have parts, and a class is a combination of them (body, limbs, head, marking, a pair of opposite hues); which
+part has which hue, size, place and background are drawn independently of it, so that the mean colour of a picture tells
+nothing. The same seed gives the same bytes in every file, whatever else is generated.
 """
 
 import json

@@ -29,9 +29,9 @@ CARS_CLASSES = 10
 
 ASPECTS = (1.0, 1.25, 0.8)
 """Width over height of the pictures; the area is the same."""
-OBJECT_SIZE = (0.38, 0.45)
+OBJECT_SIZE = (0.37, 0.45)
 """Half size of the object in sides of the picture."""
-SHIFT = 0.05
+SHIFT = 0.06
 """Farthest from the middle, per axis, in sides of the picture."""
 TURN = 0.12
 """Largest turn in radians."""

@@ -25,7 +25,9 @@ ROOFS = ("sedan", "hatchback", "coupe", "van", "pickup")
 WHEELS = ("spokes", "disc", "ring")
 FRONTS = ("round-lamp", "grille", "bumper")
 
-PERIOD = 0.3
+ANY_GREY = (0.25, 0.75)
+"""Of birds and cars: their parts differ so little in size that equal greys would tell them apart by mean brightness."""
+PERIOD = 0.42
 """One repeat of a creature's marking in units of its half size."""
 
 
@@ -182,7 +184,7 @@ def _eye(sprite: Sprite, frame: Frame, centre: tuple[float, float], radius: floa
 
 def draw_bird(sprite: Sprite, frame: Frame, plan: Bird, rng: Generator) -> None:
     """Paint a perching bird; only beak, wing, tail and crest follow the plan."""
-    main, mark, other, dark = palette(rng, plan.scheme)
+    main, mark, other, dark = palette(rng, plan.scheme, ANY_GREY)
     for x in (-0.1, 0.08):
         sprite.paint(frame.limb((x, 0.4), (x + 0.03, 0.85), 0.035), dark)
         sprite.paint(frame.limb((x - 0.02, 0.86), (x + 0.14, 0.88), 0.035), dark)
@@ -225,8 +227,9 @@ def _beak(sprite: Sprite, frame: Frame, kind: str, colour: Colour) -> None:
 
 def draw_car(sprite: Sprite, frame: Frame, plan: Car, rng: Generator) -> None:
     """Paint a car from its side; roof line, wheels and front follow the plan."""
-    paint, trim, _, _ = palette(rng, plan.scheme)
-    glass, dark, chrome = hsv(0.55, 0.25, rng.uniform(0.6, 0.9)), hsv(0, 0, 0.12), hsv(0, 0, 0.85)
+    paint, trim, _, _ = palette(rng, plan.scheme, ANY_GREY)
+    glass, chrome = hsv(0.55, 0.25, rng.uniform(0.35, 0.9)), hsv(0, 0, rng.uniform(0.45, 0.95))
+    dark = hsv(0, 0, 0.12)
     sprite.paint(frame.polygon(_ROOF_LINES[plan.roof], 0.05), trim)
     sprite.paint(frame.polygon(_WINDOWS[plan.roof], 0.0), glass, 0.1)
     sprite.paint(frame.box((_PILLARS[plan.roof], -0.22), (0.03, 0.2), 0.01), trim, 0.0)
