@@ -234,10 +234,14 @@ def palette(rng: Generator, scheme: int | None = None, grey: tuple[float, float]
     return [np.clip(rng.uniform(*grey) + side * axis, 0, 1).astype(np.float32) for side in (1, -1, 1, -1)]
 
 
-def background(rng: Generator, height: int, width: int) -> Floats:
-    """(H, W, 3) in [0, 1]: mottled ground strewn with coloured scraps; tells nothing about the object."""
+def background(rng: Generator, height: int, width: int, spread: float = 0.0) -> Floats:
+    """(H, W, 3) in [0, 1]: mottled ground strewn with coloured scraps; tells nothing about the object.
+
+    `spread` is how far each channel of the ground may be off its usual colour.
+    """
     frame = Frame.place(height, width, (width / 2, height / 2), max(height, width) / 2)
-    picture_HWC = np.full((height, width, 3), GROUND, np.float32)
+    ground = np.array(GROUND) + spread * rng.uniform(-1, 1, 3)
+    picture_HWC = np.full((height, width, 3), ground, np.float32)
     for cells in (6, 12, 24):
         picture_HWC += GROUND_NOISE * clouds(rng, height, width, cells)[..., None]
     for _ in range(int(rng.integers(SCRAPS[0], SCRAPS[1] + 1))):

@@ -31,6 +31,8 @@ ASPECTS = (1.0, 1.25, 0.8)
 """Width over height of the pictures; the area is the same."""
 OBJECT_SIZE = (0.37, 0.45)
 """Half size of the object in sides of the picture."""
+GROUND_SPREAD = 0.1
+"""Birds and cars differ so little that on one ground the mean colour would tell some apart."""
 SHIFT = 0.06
 """Farthest from the middle, per axis, in sides of the picture."""
 TURN = 0.12
@@ -125,7 +127,9 @@ def write_cub(root: Path, task: Task) -> None:
         for part, count in task.pictures.items():
             for i in range(label, count, CUB_CLASSES):
                 number += 1
-                picture, (left, top, right, bottom) = portrait(task.rng("cub", part, i), task.image_size, _bird(bird))
+                picture, (left, top, right, bottom) = portrait(
+                    task.rng("cub", part, i), task.image_size, _bird(bird), GROUND_SPREAD
+                )
                 name = f"{folders[label]}/{folders[label][4:]}_{number:04d}_{i}.jpg"
                 save_jpeg(picture, root / "images" / name)
                 tables["images"].append(f"{number} {name}")
@@ -158,7 +162,7 @@ def write_cars(root: Path, task: Task) -> None:
         for i in range(count):
             label = i % CARS_CLASSES
             picture, (left, top, right, bottom) = portrait(
-                task.rng("cars", part, i), task.image_size, _car(cars[label])
+                task.rng("cars", part, i), task.image_size, _car(cars[label]), GROUND_SPREAD
             )
             name = f"{i + 1:05d}.jpg"
             save_jpeg(picture, root / folder / name)
@@ -199,13 +203,16 @@ def _car(plan: Car) -> Draw:
     return lambda sprite, frame, rng: draw_car(sprite, frame, plan, rng)
 
 
-def portrait(rng: Generator, side: int, draw: Draw) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+def portrait(
+    rng: Generator, side: int, draw: Draw, spread: float = 0.0
+) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
     """One object before a cluttered background.
 
     Args:
         rng: of this picture.
         side: of a square picture of the same area, in pixels.
         draw: paints the object into a frame.
+        spread: of the ground's colour between pictures.
 
     Returns:
         (H, W, 3) uint8, and the object's box: left, top, right, bottom in pixels, the last two exclusive.
@@ -217,7 +224,7 @@ def portrait(rng: Generator, side: int, draw: Draw) -> tuple[NDArray[np.uint8], 
     frame = Frame.place(height, width, centre, side * rng.uniform(*OBJECT_SIZE), rng.uniform(-TURN, TURN))
     sprite = Sprite(height, width)
     draw(sprite, frame, rng)
-    picture = photograph(rng, sprite.over(background(rng, height, width)))
+    picture = photograph(rng, sprite.over(background(rng, height, width, spread)))
     rows, columns = np.flatnonzero(sprite.mask().any(axis=1)), np.flatnonzero(sprite.mask().any(axis=0))
     return picture, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
