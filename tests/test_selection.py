@@ -66,6 +66,10 @@ def test_scores_are_those_of_the_slow_reference(data: DatasetSettings, tmp_path:
     expected = reference.knn_top1(bank_ND, labels[bank].tolist(), queries_QD, labels[queries].tolist(), 5, 0.07)
     assert row["knn_top1"] == pytest.approx(expected)
     assert row["rankme"] == pytest.approx(reference.rankme(bank_ND), rel=1e-3)
+    centred = [
+        [v - m for v, m in zip(r, [sum(c) / len(c) for c in zip(*bank_ND, strict=True)], strict=True)] for r in bank_ND
+    ]
+    assert row["centred_rank"] == pytest.approx(reference.rankme(np.array(centred)), rel=1e-3)
     assert row["feature_std"] == pytest.approx(bank_ND.std(axis=0, ddof=1).mean(), rel=1e-4)
     assert 1 <= row["lidar"] <= 12
     assert (row["percent"], row["epoch"], scores["bank"], scores["queries"]) == (50, 2.0, 30, 12)
@@ -80,6 +84,7 @@ def test_a_collapsed_checkpoint_is_seen_and_the_other_is_exported(data: DatasetS
     rows = json.loads(scores.read_text())["checkpoints"]
     assert [row["percent"] for row in rows] == [50, 100]
     assert rows[1]["rankme"] == pytest.approx(1, abs=1e-3)
+    assert rows[1]["centred_rank"] == pytest.approx(1, abs=1e-3)
     selection = select(scores, tmp_path / "elsewhere" / "export")
     content = json.loads(selection.read_text())
     assert content["chosen"]["percent"] == 50
@@ -111,7 +116,7 @@ def test_a_checkpoint_of_another_architecture_is_named(data: DatasetSettings, tm
 
 def rows(**knn_of_percent: float) -> list[dict[str, Any]]:
     return [
-        {"percent": int(percent[1:]), "epoch": 1.0, "file": f"../run/{percent}", "knn_top1": knn, "rankme": 9.0,
+        {"percent": int(percent[1:]), "epoch": 1.0, "file": f"../run/{percent}", "knn_top1": knn, "rankme": 1.2, "centred_rank": 9.0,
          "lidar": 8.0, "feature_std": 0.3}
         for percent, knn in knn_of_percent.items()
     ]  # fmt: skip
@@ -138,7 +143,7 @@ def test_of_equal_scores_the_later_checkpoint_is_chosen(tmp_path: Path) -> None:
     assert "of equal ones the latest was taken" in selection["reason"]
 
 
-@pytest.mark.parametrize("sign", [{"rankme": 1.5}, {"feature_std": 1e-6}])
+@pytest.mark.parametrize("sign", [{"centred_rank": 1.5}, {"feature_std": 1e-6}])
 def test_a_collapsed_checkpoint_is_not_chosen_however_high_its_score(tmp_path: Path, sign: dict[str, float]) -> None:
     good, bad = rows(p25=10.0, p50=90.0)
     selection = choose([good, bad | sign], tmp_path)
@@ -148,5 +153,5 @@ def test_a_collapsed_checkpoint_is_not_chosen_however_high_its_score(tmp_path: P
 
 def test_nothing_is_chosen_when_all_have_collapsed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="every checkpoint has collapsed"):
-        choose([row | {"rankme": 1.0} for row in rows(p25=10.0, p50=90.0)], tmp_path)
+        choose([row | {"centred_rank": 1.0} for row in rows(p25=10.0, p50=90.0)], tmp_path)
     assert not (tmp_path / "export").exists()

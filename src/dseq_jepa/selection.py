@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from dseq_jepa.evaluation.features import Collected, FrozenEncoder
     from dseq_jepa.training.distributed import World
 
-MIN_RANKME = 2.0
-"""An encoder whose pooled features have a lower effective rank has collapsed: one direction says everything."""
+MIN_CENTRED_RANK = 2.0
+"""An encoder whose pooled features, less their mean, have a lower effective rank has collapsed: all that differs between
+images lies in one direction. RankMe itself is not centred, and early in a run the mean that all images share (their
+positions) keeps it near 1 while the rest is sound."""
 MIN_FEATURE_STD = 1e-4
 """An encoder whose pooled features spread less over images has collapsed."""
 LIDAR_IMAGES = 1000
@@ -175,6 +177,7 @@ def _measures(job: ScoreJob, split: "Split", queries: "Collected", bank: "Collec
     return {
         "knn_top1": 100 * float((predicted == split.labels[queries.ids]).mean()),
         "rankme": rankme(bank_ND),
+        "centred_rank": rankme(bank_ND - bank_ND.mean(0)),
         "lidar": lidar(torch.stack([view.features["mean"] for view in views], dim=1)),
         "feature_std": feature_std(bank_ND),
     }
@@ -212,8 +215,8 @@ def select(scores: Path, out: Path) -> Path:
 def _collapse(row: Row) -> str | None:
     if row["feature_std"] < MIN_FEATURE_STD:
         return f"features hardly differ between images (standard deviation {row['feature_std']:.2g})"
-    if row["rankme"] < MIN_RANKME:
-        return f"features use about one direction (RankMe {row['rankme']:.2f})"
+    if row["centred_rank"] < MIN_CENTRED_RANK:
+        return f"features differ in about one direction (effective rank {row['centred_rank']:.2f} around their mean)"
     return None
 
 
