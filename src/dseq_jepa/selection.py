@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dseq_jepa.training.distributed import World
 
 MIN_CENTRED_RANK = 2.0
-"""An encoder whose pooled features, less their mean, have a lower effective rank has collapsed: all that differs between
+"""An encoder whose pooled features, less their mean, have a lower effective rank has collapsed: what differs between
 images lies in one direction. RankMe itself is not centred, and early in a run the mean that all images share (their
 positions) keeps it near 1 while the rest is sound."""
 MIN_FEATURE_STD = 1e-4
