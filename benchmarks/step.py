@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 from support.masked_copies import masked_copies_loss
 from support.published_ijepa import Masks, draw_masks, published_ema, published_loss
-from support.timing import alternate, processor, verdict
+from support.timing import alternate, keep_memory, processor, verdict
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -204,6 +204,7 @@ def main() -> int:
     parser.add_argument("--skew", type=float, default=0.3, help="0: bare smooth noise, half of an image is foreground")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     torch.manual_seed(0)
     work = Workload(arguments.batch, arguments.skew)
     causal, prefix, flat = build(CAUSAL), build(PREFIX), build(I_JEPA)

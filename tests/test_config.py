@@ -167,7 +167,8 @@ DANGLING = {
     "a date as a number": (("compute", "threads"), datetime.date(2024, 1, 1), "compute.threads"),
     "folder name": (("name",), "De Mo", "name"),
     "saliency without a class token": (("methods", "dseq-jepa", "class_token"), False, "set class_token: true"),
-    "order of a flat prediction": (("methods", "i-jepa", "order"), "random", "flat prediction has no order"),
+    "order of random blocks": (("methods", "i-jepa", "order"), "random", "random is of salient regions"),
+    "steps of a flat prediction": (("methods", "i-jepa", "truncate"), 3, "flat prediction has no order"),
     "own row without a method": (("tables", "table1", "rows", 0, "reported"), None, "tables.table1.rows.0"),
 }
 
