@@ -154,7 +154,7 @@ def _predict(method: Jepa, pixels: Tensor, plan: Plan) -> Tensor:
 
 def _sequential_plan(method: Jepa, batch: Tensor) -> tuple[Plan, np.ndarray]:
     source, _ = method._target_pass(patch_pixels(batch, PATCH))
-    partition, ranks_BT, _ = method._partition(source, IDS, MOMENT)
+    partition, ranks_BT, _ = method._partition(method._saliency(source), IDS, MOMENT)
     plan = plan_prediction(partition, class_token=True, prefix=method.settings.realisation == "prefix")
     return plan, ranks_BT.numpy()
 

@@ -50,7 +50,11 @@ class StepOutput:
     """Mean loss of each group (block, or step) over the images that have it; 0 where none has."""
     group_images_G: Tensor
     """Images that have each group."""
+    group_loss_BG: Tensor
+    """Mean loss of each image's groups; NaN for a group that the image lacks."""
     contrastive: VicregTerms | None
+    saliency_BT: Tensor | None
+    """The map that regions were found in. None without regions."""
     ranks_BT: Tensor | None
     """Ranked regions as found, before any fallback; 0: no region. None without regions."""
     discriminative_B: Tensor | None
@@ -88,7 +92,8 @@ class Jepa(nn.Module):
         with torch.no_grad():
             saliency_source, target = self._target_pass(pixels_BTK)
             goals_BTD = F.layer_norm(target.patches_BTD.float(), target.patches_BTD.shape[-1:])
-            partition, ranks_BT, discriminative_B = self._partition(saliency_source, ids_B, moment)
+            saliency_BT = self._saliency(saliency_source)
+            partition, ranks_BT, discriminative_B = self._partition(saliency_BT, ids_B, moment)
             plan = plan_prediction(
                 partition.to(images_BCHW.device),
                 class_token=self.settings.class_token,
@@ -104,13 +109,16 @@ class Jepa(nn.Module):
         loss = prediction_loss
         if terms is not None and self.settings.contrastive is not None:
             loss = loss + self.settings.contrastive.weight * terms.total
-        group_loss_G, group_images_G = _by_group(loss_Q.detach(), plan, partition)
+        group_loss_BG = _by_group(loss_Q.detach(), plan, partition)
+        group_images_G = (~group_loss_BG.isnan()).sum(0)
         return StepOutput(
             loss=loss,
             prediction_loss=prediction_loss.detach(),
-            group_loss_G=group_loss_G,
+            group_loss_G=group_loss_BG.nansum(0) / group_images_G.clamp(min=1),
             group_images_G=group_images_G,
+            group_loss_BG=group_loss_BG,
             contrastive=terms,
+            saliency_BT=saliency_BT,
             ranks_BT=ranks_BT,
             discriminative_B=discriminative_B,
             pooled_targets_BD=target.patches_BTD.float().mean(1),
@@ -132,23 +140,28 @@ class Jepa(nn.Module):
         source, target = self.target_encoder.read_pixels(pixels_BTK, [self.architecture.saliency_block, last])
         return source, target
 
+    def _saliency(self, source: Tokens) -> Tensor | None:
+        """The map that regions are found in; None for a method that shows and predicts random blocks."""
+        if self.settings.generation == "uniform":
+            return None
+        if source.class_BD is None:
+            raise RuntimeError("salient regions need the class token; the settings' validation guarantees it")
+        return cls_saliency(source.class_BD, source.patches_BTD)
+
     def _partition(
-        self, source: Tokens, ids_B: NDArray[np.int64], moment: Moment
+        self, saliency_BT: Tensor | None, ids_B: NDArray[np.int64], moment: Moment
     ) -> tuple[Partition, Tensor | None, Tensor | None]:
         """What every image shows and predicts: random blocks, or salient regions where the curriculum allows them."""
         settings, grid = self.settings, self.architecture.grid
         context_BT, targets_BGT = (
             torch.from_numpy(mask) for mask in draw_blocks(grid, settings.blocks, moment.seed, moment.step, ids_B)
         )
-        if settings.generation == "uniform":
+        if saliency_BT is None:
             if settings.prediction == "flat":
                 return partitions.flat_blocks(context_BT, targets_BGT), None, None
             ranks_BT = partitions.ranks_of_blocks(targets_BGT, moment.seed, moment.step, ids_B)
             return partitions.sequential(ranks_BT, settings.blocks.targets, settings.truncate), None, None
 
-        if source.class_BD is None:
-            raise RuntimeError("salient regions need the class token; the settings' validation guarantees it")
-        saliency_BT = cls_saliency(source.class_BD, source.patches_BTD)
         ranks_BT = ranked_regions(saliency_BT, grid, settings.regions)
         use_B = ranks_BT[:, 0] > 0  # an image without a region falls back to random blocks
         if settings.curriculum:
@@ -180,10 +193,8 @@ class Jepa(nn.Module):
         return terms
 
 
-def _by_group(loss_Q: Tensor, plan: Plan, partition: Partition) -> tuple[Tensor, Tensor]:
-    """Mean loss of each group over the images that have it, and how many have it."""
+def _by_group(loss_Q: Tensor, plan: Plan, partition: Partition) -> Tensor:
+    """(B, G) mean loss of each image's groups; NaN (0 / 0) for an empty group."""
     count_BG = partition.target_BGT.sum(2).to(loss_Q.device)
     sum_N = loss_Q.new_zeros(count_BG.numel()).index_add(0, plan.group_Q, loss_Q)
-    mean_BG = sum_N.view_as(count_BG) / count_BG.clamp(min=1)
-    images_G = (count_BG > 0).sum(0)
-    return mean_BG.sum(0) / images_G.clamp(min=1), images_G
+    return sum_N.view_as(count_BG) / count_BG
