@@ -172,6 +172,31 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield _parse(line, path, number)
 
 
+def ends(path: Path, span: int = 65536) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first and the last whole lines of a journal, at most `span` bytes of each; costs the same for any length.
+
+    Raises:
+        UserError: as `read`; lines at the end are counted from there.
+
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(span)
+            begin = max(0, size - span)
+            file.seek(begin)
+            tail = file.read(span)
+    except OSError as error:
+        raise UserError(f"{path}: the journal cannot be read: {(error.strerror or str(error)).lower()}.") from None
+    if begin:
+        tail = tail[tail.find(b"\n") + 1 :]
+    first, last = (part[: part.rfind(b"\n") + 1].splitlines(keepends=True) for part in (head, tail))
+    return (
+        [_parse(line, path, number) for number, line in enumerate(first, start=1)],
+        [_parse(line, path, number - len(last)) for number, line in enumerate(last)],
+    )
+
+
 def encode(value: Json) -> str:
     """One line of JSON; NaN and infinities become texts."""
     try:

@@ -103,9 +103,9 @@ class Progress:
             parts.append(f"loss {self._loss:.4g}")
         steps = self.done - self._start
         if self.done >= self.total:
-            parts.append(f"done in {_duration(seconds)}")
+            parts.append(f"done in {duration(seconds)}")
         elif steps and not self._closed:
-            parts.append(f"{_duration(seconds / steps * (self.total - self.done))} left")
+            parts.append(f"{duration(seconds / steps * (self.total - self.done))} left")
         return ", ".join(parts)
 
 
@@ -118,7 +118,7 @@ def _bar(stream: TextIO) -> "Bar":
     return Bar(*columns, console=Console(file=stream), auto_refresh=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """h:mm:ss, with days when there are any."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -30,8 +30,8 @@ _FORMAT = "1"  # of the mirror; a change here mirrors everything anew
 _LAYOUT = re.compile(
     r"(?P<step>[^/]+)/(?:(?P<group>[^/]+)/)?(?P<method>[^/]+)/(?P<architecture>[^/]+)/seed(?P<seed>\d+)"
 )
-_RESULTS = ("metrics.json", "scores.json", "selection.json", "run.json")
-_ARTEFACTS = (*_RESULTS, "encoder.json", "provenance.json")
+RESULTS = ("metrics.json", "scores.json", "selection.json", "run.json")
+_ARTEFACTS = (*RESULTS, "encoder.json", "provenance.json")
 _NO_JOBS = ("data", "fingerprints", "mlartifacts", "tables", "tracking")  # folders of results/<config>
 _TABLES = ("csv", "md", "tex", "html")
 _NOT_ALLOWED = re.compile(r"[^\w.\- :/]")
@@ -107,15 +107,28 @@ class Source:
 def sources(results: Path) -> Iterator[Source]:
     """The jobs of results/<config> that left something, pre-trainings first."""
     found: dict[str, list[Path]] = {}
-    steps = [folder for folder in results.iterdir() if folder.is_dir() and folder.name not in _NO_JOBS]
-    for folder in chain.from_iterable(step.glob(deep) for step in steps for deep in ("*/*/seed*", "*/*/*/seed*")):
-        match = _LAYOUT.fullmatch(folder.relative_to(results).as_posix())
-        if match and any((folder / name).is_file() for name in (JOURNAL, *_RESULTS)):
-            found.setdefault(_place(match.groupdict()), []).append(folder)
+    for folder in job_folders(results):
+        if any((folder / name).is_file() for name in (JOURNAL, *RESULTS)):
+            found.setdefault(_place(_parts(folder, results)), []).append(folder)
     for place in sorted(found, key=lambda place: (not place.startswith("pretrain/"), place)):
         yield _source(place, tuple(sorted(found[place], reverse=True)))
     if any((results / "tables").glob("*.*")):
         yield Source("tables", "tables", None, (results / "tables",))
+
+
+def job_folders(results: Path) -> Iterator[Path]:
+    """The folders of results/<config> that jobs of a model write to, whether or not anything is in them yet."""
+    steps = [folder for folder in sorted(results.iterdir()) if folder.is_dir() and folder.name not in _NO_JOBS]
+    for folder in chain.from_iterable(
+        sorted(step.glob(deep)) for step in steps for deep in ("*/*/seed*", "*/*/*/seed*")
+    ):
+        if folder.is_dir() and _LAYOUT.fullmatch(folder.relative_to(results).as_posix()):
+            yield folder
+
+
+def _parts(folder: Path, results: Path) -> dict[str, str | None]:
+    match = _LAYOUT.fullmatch(folder.relative_to(results).as_posix())
+    return match.groupdict() if match else {}
 
 
 def source_of(folder: Path) -> Source | None:
@@ -160,7 +173,7 @@ def _job(source: Source) -> Run:
         made = {}  # of an attempt before this one
     job = _first(lines, "params").get("values") or made.get("job", {})
     tags = _tags(source, made, started.get("tags", {}) | _resumed(lines), job)
-    result_ms = max((_modified_ms(files[name]) for name in _RESULTS if name in files), default=0)
+    result_ms = max((_modified_ms(files[name]) for name in RESULTS if name in files), default=0)
     last_ms = max((_ms(line["t"]) for line in lines), default=0)
     status = _status(lines, finished=bool(result_ms) and result_ms >= last_ms - _CLOSING_MS)
     end_ms = _utc_ms(made["finished"]) if made else max(result_ms, last_ms)
