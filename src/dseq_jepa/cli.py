@@ -298,6 +298,18 @@ def dashboard(
     run(_results(config, results)[0], port, typer.echo)
 
 
+@app.command(epilog="Example: dseq-jepa status --config configs/demo.yaml --watch")
+def status(
+    config: ConfigFile = None,
+    results: Results = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """One line per job: what runs and how far, what failed and why, what is done."""
+    from dseq_jepa.status import show
+
+    show(_results(config, results)[0], watch)
+
+
 def _results(config: Path | None, results: Path | None) -> tuple[Path, str]:
     """A results folder and the name of its MLflow experiment."""
     if results is not None:
