@@ -130,6 +130,8 @@ DANGLING = {
     "metric twice": (("tables", "table3", "columns", 1, "metric"), "clevr_count_top1", "is a column already"),
     "row twice": (("tables", "table3", "rows", 1, "reported"), "I-JEPA", "is a row already"),
     "table of another number": (("tables", "table3", "number"), 2, 'it is called "table2"'),
+    "kind of an evaluation": (("evaluations", "cub-linear", "kind"), "prob", 'did you mean "probe"'),
+    "pictures of another kind": (("evaluations", "clevr-count", "kind"), "finetune", "evaluations.clevr-count"),
     "data of an evaluation": (("evaluations", "cub-linear", "data"), "cup", 'did you mean "cub"'),
     "label of other data": (("evaluations", "cub-linear", "target"), "count", "count is not a label of cub"),
     "class of CLEVR": (("evaluations", "clevr-count", "target"), "class", "expected count or distance"),

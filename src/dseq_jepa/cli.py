@@ -42,6 +42,9 @@ MethodName = Annotated[str | None, typer.Option("--method", help="An entry of `m
 ArchitectureName = Annotated[
     str | None, typer.Option("--architecture", help="An entry of `architectures`; the first unless given.")
 ]
+GroupName = Annotated[
+    str | None, typer.Option("--group", help="A group of `evaluations`; the first of this kind unless given.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="The first of `seeds` unless given.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Results = Annotated[Path | None, typer.Option("--results", help="results/<config>; the configuration's unless given.")]
@@ -114,6 +117,22 @@ def _resolve(
         _first(architecture, experiment.architectures),
         experiment.seeds[0] if seed is None else seed,
     )
+
+
+def _evaluation(kind: type[AnyJob], verb: str, group: str | None) -> Callable[["Experiment", str, str, int], AnyJob]:
+    """How a group of evaluations is resolved for the verb that runs them."""
+
+    def build(experiment: "Experiment", method: str, architecture: str, seed: int) -> AnyJob:
+        from dseq_jepa.config import nearest
+        from dseq_jepa.jobs import evaluate_job
+
+        groups = experiment.groups_of_kind(verb)
+        name = group if group is not None else next(iter(groups), "")
+        if name not in groups:
+            raise UserError(f"--group: no evaluations of kind {verb} are in a group {name!r}; {nearest(name, groups)}")
+        return kind.parse(evaluate_job(experiment, name, method, architecture, seed).to_json())
+
+    return build
 
 
 def _spread(job: "Job") -> None:
@@ -217,18 +236,15 @@ def probe(
     out: Out,
     settings: SettingsText = None,
     config: ConfigFile = None,
-    group: Annotated[str | None, typer.Option(help="An entry of `groups`; the first unless given.")] = None,
+    group: GroupName = None,
     method: MethodName = None,
     architecture: ArchitectureName = None,
     seed: Seed = None,
 ) -> None:
     """Run a group of linear probes on a frozen encoder."""
-    from dseq_jepa.jobs import EvaluateJob, evaluate_job
+    from dseq_jepa.jobs import ProbeJob
 
-    def build(experiment: "Experiment", method: str, architecture: str, seed: int) -> EvaluateJob:
-        return evaluate_job(experiment, _first(group, experiment.groups), method, architecture, seed)
-
-    job = _resolve(EvaluateJob, settings, build, config, (method, architecture, seed))
+    job = _resolve(ProbeJob, settings, _evaluation(ProbeJob, "probe", group), config, (method, architecture, seed))
     _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.probe import evaluate

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from dseq_jepa.closed import NAME, Closed
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureSettings
 from dseq_jepa.errors import ConfigError
-from dseq_jepa.evaluation.settings import EvaluationSettings
+from dseq_jepa.evaluation.settings import EvaluationSettings, ProbeSettings
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.tables.settings import TableSettings
@@ -97,6 +97,10 @@ class Experiment(Closed):
         """The group whose job measures an evaluation."""
         return self.evaluations[evaluation].group
 
+    def groups_of_kind(self, kind: str) -> list[str]:
+        """The groups whose evaluations are of one kind, which is also the verb that runs them."""
+        return [group for group, names in self.groups.items() if self.evaluations[names[0]].kind == kind]
+
 
 def load(path: str | Path) -> Experiment:
     """Read, check and return a configuration file.
@@ -166,10 +170,12 @@ def _explain(error: ValidationError, mapping: Mapping[str, Any]) -> list[str]:
 
 
 def _sentence(problem: Any, mapping: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    where = ".".join(str(part) for part in _keys(problem["loc"])) or "the file"
     match problem["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key; {nearest(str(problem['loc'][-1]), _fields_at(problem['loc'][:-1]))}"
+        case "union_tag_not_found" | "union_tag_invalid":
+            return _kind_problem(where, problem)
         case "missing":
             return f"{where}: required but not given"
         case "float_type" | "int_type" if _is_number(problem["input"]):
@@ -198,24 +204,53 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _kind_problem(where: str, problem: Any) -> str:
+    """An entry whose kind is not given, or not one that exists."""
+    key = problem["ctx"]["discriminator"].strip("'")
+    if problem["type"] == "union_tag_invalid":
+        valid = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"{where}.{key}: no such kind {_short(problem['input'][key])}; {nearest(problem['ctx']['tag'], valid)}"
+    close = difflib.get_close_matches(key, map(str, problem["input"]), n=1, cutoff=0.6)
+    if close and close[0] != key:
+        return f'{where}.{close[0]}: unknown key; did you mean "{key}"?'
+    return f"{where}.{key}: required but not given"
+
+
+def _keys(location: Iterable[str | int]) -> list[str | int]:
+    """A key path as it is written in the file: without the kinds that pydantic puts after the entries that have one."""
+    return [part for part, _ in _walk(location) if part is not None]
+
+
+def _fields_at(location: Iterable[str | int]) -> list[str]:
+    """Valid keys at a key path."""
+    *_, (_, node) = _walk(location)
+    return list(_resolve(node, _schema()).get("properties", {}))
+
+
 @cache
 def _schema() -> dict[str, Any]:
     return Experiment.model_json_schema()
 
 
-def _fields_at(location: Iterable[str | int]) -> list[str]:
-    """Valid keys at a key path, found by walking the settings classes' JSON schema."""
+def _walk(location: Iterable[str | int]) -> Iterable[tuple[str | int | None, dict[str, Any]]]:
+    """The nodes of the settings classes' JSON schema along a location, each with its key (None: a kind, or the top)."""
     schema = _schema()
     node: dict[str, Any] = schema
+    yield None, node
     for part in location:
         node = _resolve(node, schema)
+        kinds = node.get("discriminator", {}).get("mapping", {})
+        if part in kinds:
+            node = {"$ref": kinds[part]}
+            yield None, node
+            continue
         if isinstance(part, int):
             node = node.get("items", {})
         elif part in node.get("properties", {}):
             node = node["properties"][part]
         else:
             node = node.get("additionalProperties") or {}
-    return list(_resolve(node, schema).get("properties", {}))
+        yield part, node
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +282,7 @@ def _dangling(experiment: Experiment) -> Iterable[str]:
         yield from _bad_columns(experiment, f"tables.{key}", table)
         yield from _bad_rows(experiment, f"tables.{key}", table)
     yield from _unused(experiment)
+    yield from _bad_groups(experiment)
     yield from _bad_targets(experiment)
     yield from _bad_miniature(experiment)
     yield from _impossible_pairs(experiment)
@@ -314,10 +350,35 @@ def _unused(experiment: Experiment) -> Iterable[str]:
                 yield f"{section}.{name}: defined, but no {user} uses it; {advice}"
 
 
+def _bad_groups(experiment: Experiment) -> Iterable[str]:
+    """Only probes share a job."""
+    for group, names in experiment.groups.items():
+        alone = [name for name in names if experiment.evaluations[name].kind != "probe"]
+        if alone and len(names) > 1:
+            others = ", ".join(name for name in names if name != alone[0])
+            yield (
+                f"evaluations.{alone[0]}.group: {group} also has {others}; only probes share a job, give it a group of "
+                "its own"
+            )
+
+
+LAYOUTS_OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "probe": ("imagenet", "inat21", "cub", "cars", "clevr"),
+    "finetune": ("imagenet", "inat21", "cub", "cars"),
+}
+"""Layouts whose labels a kind of evaluation is about."""
+
+
 def _bad_targets(experiment: Experiment) -> Iterable[str]:
+    """Evaluations of data whose labels say nothing about what they measure."""
     for key, evaluation in experiment.evaluations.items():
         data = experiment.data.get(evaluation.data)
-        if data and (evaluation.target == "class") == (data.layout == "clevr"):
+        if data is None:
+            continue
+        valid = LAYOUTS_OF_KIND[evaluation.kind]
+        if data.layout not in valid:
+            yield f"evaluations.{key}.data: a {evaluation.kind} cannot use {data.layout}; it takes {', '.join(valid)}"
+        elif isinstance(evaluation, ProbeSettings) and (evaluation.target == "class") == (data.layout == "clevr"):
             expected = "count or distance" if data.layout == "clevr" else "class"
             yield f"evaluations.{key}.target: {evaluation.target} is not a label of {data.layout}; expected {expected}"
 

@@ -6,18 +6,19 @@ what it changes and nothing else; `--config FILE --method NAME ...` resolves to 
 
 import hashlib
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from dseq_jepa.closed import Closed
 from dseq_jepa.config import ComputeSettings, Experiment, nearest
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.errors import UserError
-from dseq_jepa.evaluation.settings import EvaluationSettings
+from dseq_jepa.evaluation.settings import EvaluationSettings, FinetuneSettings, ProbeSettings
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.training.settings import Recipe, SelectionSettings
 
 Entry = TypeVar("Entry")
+Settings = TypeVar("Settings", bound=Closed)
 
 _LOOSE = {
     "loading": {"workers"},
@@ -78,12 +79,17 @@ class ScoreJob(Job):
     selection: SelectionSettings
 
 
-class EvaluateJob(Job):
-    """Run a group of evaluations on one exported encoder."""
+class EvaluateJob(Job, Generic[Settings]):
+    """Run a group of evaluations, all of one kind, on one exported encoder."""
 
     group: str
-    evaluations: dict[str, EvaluationSettings]
+    evaluations: dict[str, Settings]
     data: dict[str, DatasetSettings]
+
+
+ProbeJob = EvaluateJob[ProbeSettings]
+FinetuneJob = EvaluateJob[FinetuneSettings]
+AnyEvaluateJob = EvaluateJob[EvaluationSettings]
 
 
 def canonical(value: object) -> str:
@@ -121,10 +127,10 @@ def score_job(experiment: Experiment, method: str, architecture: str, seed: int)
     )
 
 
-def evaluate_job(experiment: Experiment, group: str, method: str, architecture: str, seed: int) -> EvaluateJob:
+def evaluate_job(experiment: Experiment, group: str, method: str, architecture: str, seed: int) -> AnyEvaluateJob:
     """Resolve a group of evaluations of one model."""
     evaluations = {name: experiment.evaluations[name] for name in _entry(experiment.groups, group, "groups")}
-    return EvaluateJob(
+    return AnyEvaluateJob(
         model=Model(experiment=experiment.name, method=method, architecture=architecture, seed=seed),
         compute=experiment.compute,
         loading=experiment.loading,

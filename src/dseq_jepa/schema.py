@@ -43,10 +43,23 @@ settings classes (`python -m dseq_jepa.schema`).
 
 def schema_text() -> str:
     """JSON schema of a configuration file."""
-    schema = Experiment.model_json_schema()
+    schema = _with_conditions(Experiment.model_json_schema())
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A DSeq-JEPA experiment"
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+def _with_conditions(node: Any) -> Any:
+    """The schema with every choice of a kind as `if ... then`: validators then speak of the kind that was written."""
+    if isinstance(node, list):
+        return [_with_conditions(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    if "discriminator" not in node:
+        return {key: _with_conditions(entry) for key, entry in node.items()}
+    key, kinds = node["discriminator"]["propertyName"], node["discriminator"]["mapping"]
+    conditions = [{"if": {"properties": {key: {"const": kind}}}, "then": {"$ref": at}} for kind, at in kinds.items()]
+    return {"type": "object", "required": [key], "properties": {key: {"enum": list(kinds)}}, "allOf": conditions}
 
 
 def reference_text() -> str:
@@ -66,24 +79,26 @@ def _sections(path: str, node: dict[str, Any], definitions: dict[str, Any]) -> I
     """Settings classes by key path, outer before inner."""
     yield path, node
     for key, field in node["properties"].items():
-        suffix, reference = _target(field)
-        if reference is not None:
+        for suffix, reference in _targets(field):
             inner = f"{path}.{key}{suffix}" if path else f"{key}{suffix}"
             yield from _sections(inner, definitions[reference], definitions)
 
 
-def _target(node: dict[str, Any]) -> tuple[str, str | None]:
-    """The settings class inside a field, and what stands between the key and that class's keys."""
+def _targets(node: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings classes inside a field, each with what stands between the key and that class's keys."""
     if "$ref" in node:
-        return "", node["$ref"].rsplit("/", 1)[-1]
+        return [("", node["$ref"].rsplit("/", 1)[-1])]
+    if "discriminator" in node:
+        kinds = node["discriminator"]["mapping"].items()
+        return [(f" (kind: {kind})", reference.rsplit("/", 1)[-1]) for kind, reference in kinds]
     for option in node.get("anyOf", []):
-        if "$ref" in option:
-            return _target(option)
-    if "$ref" in node.get("items", {}):
-        return "[]", _target(node["items"])[1]
-    if "$ref" in (node.get("additionalProperties") or {}):
-        return ".<name>", _target(node["additionalProperties"])[1]
-    return "", None
+        if found := _targets(option):
+            return found
+    for key, between in (("items", "[]"), ("additionalProperties", ".<name>")):
+        inner = node.get(key)
+        if isinstance(inner, dict) and (found := _targets(inner)):
+            return [(f"{between}{suffix}", reference) for suffix, reference in found]
+    return []
 
 
 def _row(key: str, node: dict[str, Any], required: bool) -> str:
@@ -96,7 +111,7 @@ def _type(node: dict[str, Any]) -> str:
     """A field's type in words."""
     if "anyOf" in node:
         return " or ".join("null" if option.get("type") == "null" else _type(option) for option in node["anyOf"])
-    if "$ref" in node:
+    if "$ref" in node or "discriminator" in node:
         return "keys below"
     if "const" in node:
         return _code(node["const"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.evaluation.settings import ProbeSettings
-from dseq_jepa.jobs import EvaluateJob
+from dseq_jepa.jobs import ProbeJob
 from dseq_jepa.models.vit import VisionTransformer
 from dseq_jepa.models.weights import EncoderCard, positions, write_encoder
 from tests.models.checkpoints import CPU, MODEL
@@ -63,7 +63,7 @@ def export(model: VisionTransformer, out: Path) -> Path:
 def probe(data: str, **changes: Any) -> ProbeSettings:
     """A short probe on kept features."""
     plain: dict[str, Any] = {
-        "data": data, "features": ["last4"], "learning_rates": [0.5], "scale_rate_per": None, "weight_decay": 0.0,
+        "kind": "probe", "data": data, "features": ["last4"], "learning_rates": [0.5], "scale_rate_per": None, "weight_decay": 0.0,
         "epochs": 8, "batch_size": 16, "augment": False,
     }  # fmt: skip
     return ProbeSettings.model_validate(plain | changes)
@@ -71,9 +71,9 @@ def probe(data: str, **changes: Any) -> ProbeSettings:
 
 def job(
     data: dict[str, DatasetSettings], evaluations: dict[str, ProbeSettings], on_bad_image: Any = "error"
-) -> EvaluateJob:
+) -> ProbeJob:
     """A group of evaluations."""
-    return EvaluateJob(
+    return ProbeJob(
         model=MODEL, compute=CPU, loading=LoadingSettings(workers=0, on_bad_image=on_bad_image), group="classify",
         evaluations=evaluations, data=data,
     )  # fmt: skip

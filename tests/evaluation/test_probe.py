@@ -20,7 +20,7 @@ from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import probe as probing
 from dseq_jepa.evaluation.probe import Group, evaluate
 from dseq_jepa.evaluation.resume import Kept, digest
-from dseq_jepa.jobs import EvaluateJob
+from dseq_jepa.jobs import ProbeJob
 from dseq_jepa.journal import read
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export, job, make_clevr, make_imagenet, probe
@@ -134,7 +134,7 @@ def test_a_sweep_chooses_on_held_out_training_images(
     assert on_last4[0]["holdout_top1"] < on_last4[1]["holdout_top1"]
 
 
-def interrupted(job_: EvaluateJob, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def interrupted(job_: ProbeJob, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Run a job whose states are saved after every epoch, until it is stopped after a few of them."""
     save, saves = Kept.save_epochs, []
 
@@ -232,7 +232,7 @@ def test_unreadable_pictures_are_counted_and_have_no_prediction(weights: Path, t
         evaluate(job(data, {"linear": probe("imagenet")}), weights, tmp_path / "strict")
 
 
-def start(job_: EvaluateJob, weights: Path, out: Path, ranks: int = 1) -> subprocess.Popen[str]:
+def start(job_: ProbeJob, weights: Path, out: Path, ranks: int = 1) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     verb = ["-m", "dseq_jepa", "probe", "--settings", job_.to_json(), "--encoder", str(weights), "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-# All evaluations of a group on one exported encoder, in one job, so that start-up is paid once.
+# All probes of a group on one exported encoder, in one job, so that start-up is paid once.
 rule probe:
     input:
         encoder=of_model("export", "encoder.safetensors"),
@@ -11,6 +11,8 @@ rule probe:
         log_of("evaluate/{group}"),
     benchmark:
         benchmark_of("evaluate/{group}")
+    wildcard_constraints:
+        group=groups_of_kind("probe"),
     conda:
         ENVIRONMENT
     threads: THREADS

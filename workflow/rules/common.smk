@@ -95,6 +95,11 @@ def fingerprints_of_group(wildcards):
     return [fingerprint(dataset) for dataset in datasets_of(wildcards.group)]
 
 
+def groups_of_kind(kind):
+    """Constraint of a group's wildcard: the groups that one rule runs."""
+    return "|".join(EXPERIMENT.groups_of_kind(kind)) or "(?!)"
+
+
 def groups_of(table):
     """The groups that measure a table's columns."""
     return sorted({EXPERIMENT.group_of(column.evaluation) for column in table.columns if column.evaluation})

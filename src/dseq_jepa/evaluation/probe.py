@@ -30,7 +30,7 @@ from dseq_jepa.evaluation.resume import Kept, Outcome, digest
 from dseq_jepa.evaluation.settings import ProbeSettings
 from dseq_jepa.evaluation.sharing import SharedFeatures
 from dseq_jepa.evaluation.slices import stratified_holdout
-from dseq_jepa.jobs import EvaluateJob
+from dseq_jepa.jobs import ProbeJob
 from dseq_jepa.journal import Journal
 from dseq_jepa.progress import Progress
 from dseq_jepa.provenance import Provenance, run_tags
@@ -41,7 +41,7 @@ SAVE_SECONDS = 180.0
 """The heads are saved after an epoch when the last save is older."""
 
 
-def evaluate(job: EvaluateJob, encoder: Path, out: Path) -> Path:
+def evaluate(job: ProbeJob, encoder: Path, out: Path) -> Path:
     """Run every evaluation of a group on one encoder.
 
     Args:
@@ -88,7 +88,7 @@ class EpochSummary:
 class Group:
     """The evaluations of one job on this rank."""
 
-    def __init__(self, job: EvaluateJob, encoder: Path, out: Path, world: World) -> None:
+    def __init__(self, job: ProbeJob, encoder: Path, out: Path, world: World) -> None:
         self.job, self.out, self.world = job, out, world
         self.provenance = Provenance.begin(job.to_json(), job.digest)
         self.encoder = FrozenEncoder.load(encoder, world.device)

@@ -83,7 +83,7 @@ def write_records(out: Path, lines: Sequence[str]) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
-def write_metrics(out: Path, job: EvaluateJob, results: dict[str, dict[str, Any]]) -> None:
+def write_metrics(out: Path, job: EvaluateJob[Any], results: dict[str, dict[str, Any]]) -> None:
     """metrics.json, the last file of the job."""
     metrics = {
         "schema": 1,

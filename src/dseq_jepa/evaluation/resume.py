@@ -35,7 +35,7 @@ class Outcome:
     """Position of the journal after it."""
 
 
-def digest(job: EvaluateJob, encoder: Path) -> str:
+def digest(job: EvaluateJob[Any], encoder: Path) -> str:
     """Identity of what is measured: settings, weights, card and source code, uncommitted changes included."""
     files = (file_sha256(path) for path in (encoder, encoder.with_suffix(".json")))
     return hashlib.sha256(canonical([job.digest, *files, _source()]).encode()).hexdigest()[:16]

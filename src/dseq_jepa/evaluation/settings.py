@@ -1,6 +1,6 @@
 """How an exported encoder is judged: one entry per evaluation (docs/protocols.md 3)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,10 +18,10 @@ class ProbeSettings(Closed):
     Every pair of `features` and `learning_rates` is a head; all are trained in the same pass.
     """
 
-    kind: Literal["probe"] = "probe"
-    """Kind of evaluation."""
+    kind: Literal["probe"]
+    """A linear probe of a frozen encoder."""
     group: str = Field("classify", pattern=NAME)
-    """One job runs a group's evaluations on a model, so that start-up is paid once; written to evaluate/<group>."""
+    """One job runs a group's probes on a model, so that start-up is paid once; written to evaluate/<group>."""
     data: str
     """Which entry of `data`."""
     target: Literal["class", "count", "distance"] = "class"
@@ -75,4 +75,55 @@ class ProbeSettings(Closed):
         return None if self.test_resize is None else round(self.test_resize * image_size / REFERENCE_SIZE)
 
 
-EvaluationSettings = ProbeSettings
+class FinetuneSettings(Closed):
+    """Fine-tuning of the whole encoder for classification, by MAE's recipe (docs/protocols.md 3)."""
+
+    kind: Literal["finetune"]
+    """Fine-tuning of the whole encoder."""
+    group: str = Field("finetune", pattern=NAME)
+    """Its job's name; written to evaluate/<group>."""
+    data: str
+    """Which entry of `data`."""
+    epochs: int = Field(ge=1)
+    """Passes over the training images."""
+    warmup_epochs: float = Field(ge=0)
+    """Linear warm-up, then cosine to min_learning_rate."""
+    batch_size: int = Field(ge=1)
+    """Images per step over all ranks."""
+    learning_rate: float = Field(gt=0)
+    """Peak rate of the head; earlier layers have less."""
+    scale_rate_per: int | None = Field(256, ge=1)
+    """The rate is multiplied by batch_size / this; null: absolute."""
+    min_learning_rate: float = Field(1e-6, ge=0)
+    """Rate at the end, before layer decay."""
+    layer_decay: float = Field(gt=0, le=1)
+    """Factor of the rate from one block to the block before it."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's, none on biases, one-dimensional weights and the class token."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Stochastic depth of the last block; it rises linearly from the first."""
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's name of the policy; null: none."""
+    mixup: float = Field(0.8, ge=0)
+    """Alpha of mixup; 0: none."""
+    cutmix: float = Field(1.0, ge=0)
+    """Alpha of CutMix; 0: none."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Of the training labels."""
+    random_erasing: float = Field(0.25, ge=0, le=1)
+    """Probability that a rectangle of a training image is replaced by noise."""
+    test_resize: int = Field(256, ge=REFERENCE_SIZE)
+    """Short side before the centre crop, for an encoder of 224 px; other sizes scale it. 224: crop_pct 1.0."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights and optimizer state stay in fp32."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is not less than epochs {self.epochs}")
+        return self
+
+
+EvaluationSettings = Annotated[ProbeSettings | FinetuneSettings, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from dseq_jepa.config import nearest
 from dseq_jepa.errors import UserError
 from dseq_jepa.jobs import Model
 from dseq_jepa.tables.job import TableJob
@@ -29,8 +30,8 @@ class Measurement:
     values: tuple[float, ...]
     """One per seed."""
     seeds: tuple[int, ...]
-    chance: float
-    """What guessing gives."""
+    chance: float | None = None
+    """What guessing gives; None where that means nothing."""
     images: int | None = None
     """Test images counted; None for an average."""
     skipped: int = 0
@@ -112,9 +113,12 @@ class Table:
 
 class _Evaluation(BaseModel):
     value: float
-    n: int
-    chance: float
-    skipped_images: int
+    """The main value."""
+    values: dict[str, float] = {}
+    """Further ones by name."""
+    n: int | None = None
+    chance: float | None = None
+    skipped_images: int = 0
 
 
 class _Metrics(BaseModel):
@@ -213,10 +217,11 @@ def _average(job: TableJob, row: RowSettings, cells: Sequence[Cell], printed: Re
 
 def _mean(columns: Sequence[Measurement]) -> Measurement:
     """The mean over columns, seed by seed."""
+    chances = [column.chance for column in columns if column.chance is not None]
     return Measurement(
         values=tuple(statistics.fmean(values) for values in zip(*(column.values for column in columns), strict=True)),
         seeds=columns[0].seeds,
-        chance=statistics.fmean(column.chance for column in columns),
+        chance=statistics.fmean(chances) if len(chances) == len(columns) else None,
     )
 
 
@@ -259,7 +264,7 @@ def _read_row(job: TableJob, row: RowSettings, results: Path) -> dict[str, Measu
             if run not in read:
                 read[run] = _read_metrics(results / run / "metrics.json", model)
             runs.append(run)
-        measured[column.metric] = _measurement({run: read[run] for run in runs}, column.evaluation, results)
+        measured[column.metric] = _measurement({run: read[run] for run in runs}, column, results)
     return measured
 
 
@@ -268,17 +273,24 @@ def run_directory(group: str, model: Model) -> str:
     return f"evaluate/{group}/{model.method}/{model.architecture}/seed{model.seed}"
 
 
-def _measurement(files: dict[str, _Metrics], evaluation: str, results: Path) -> Measurement:
-    """One evaluation over the seeds; `files` by run directory."""
+def _measurement(files: dict[str, _Metrics], column: ColumnSettings, results: Path) -> Measurement:
+    """One column over the seeds; `files` by run directory."""
+    evaluation = str(column.evaluation)
     for run, file in files.items():
         if evaluation not in file.evaluations:
             raise UserError(
                 f'{results / run}/metrics.json: has no evaluation "{evaluation}" (it has '
                 f"{', '.join(file.evaluations)}); delete the file and run the workflow again."
             )
+        known = file.evaluations[evaluation].values
+        if column.value is not None and column.value not in known:
+            raise UserError(
+                f'{results / run}/metrics.json: {evaluation} has no value "{column.value}", which the column of '
+                f"{column.metric} shows; {nearest(column.value, known)}."
+            )
     found = [file.evaluations[evaluation] for file in files.values()]
     return Measurement(
-        values=tuple(entry.value for entry in found),
+        values=tuple(entry.value if column.value is None else entry.values[column.value] for entry in found),
         seeds=tuple(file.model.seed for file in files.values()),
         chance=found[0].chance,
         images=found[0].n,

@@ -148,7 +148,7 @@ def _signed(delta: float | None) -> str | None:
 
 
 def _detail(ours: Measurement) -> str:
-    parts = [f"chance {ours.chance:.1f}"]
+    parts = [] if ours.chance is None else [f"chance {ours.chance:.1f}"]
     if ours.images is not None:
         parts.append(f"{ours.images:,} test images")
     if len(ours.seeds) > 1:
@@ -189,8 +189,9 @@ def _chances(table: Table) -> Iterable[str]:
     """What guessing would give in each column, and on how many images."""
     parts = []
     for i, column in enumerate(table.columns):
-        measured = [ours for row in table.rows if (ours := row.cells[i].ours) and ours.images is not None]
-        levels = dict.fromkeys(f"{ours.chance:.1f} ({ours.images:,} images)" for ours in measured)
+        measured = [ours for row in table.rows if (ours := row.cells[i].ours)]
+        known = [(ours.chance, ours.images) for ours in measured if ours.chance is not None and ours.images is not None]
+        levels = dict.fromkeys(f"{chance:.1f} ({images:,} images)" for chance, images in known)
         if levels:
             parts.append(f"{column.label} {' or '.join(levels)}")
     if parts:

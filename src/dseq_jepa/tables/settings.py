@@ -18,6 +18,8 @@ class ColumnSettings(Closed):
     """Heading."""
     evaluation: str | None = None
     """Which entry of `evaluations` measures it; null: nothing does in this configuration."""
+    value: str | None = None
+    """Which of the evaluation's values, such as mask_ap; null: its main one."""
     missing: str | None = None
     """Why nothing measures it; required exactly when evaluation is null."""
 
@@ -25,6 +27,8 @@ class ColumnSettings(Closed):
     def _reasoned(self) -> Self:
         if (self.evaluation is None) != (self.missing is not None):
             raise ValueError("give either the evaluation that measures this column or, in `missing`, why there is none")
+        if self.evaluation is None and self.value is not None:
+            raise ValueError(f"value: {self.value} is one of an evaluation's; name the evaluation")
         return self
 
 
