@@ -170,25 +170,29 @@ def _first_connected(foreground_BT: Tensor, grid: int) -> Tensor:
 
 def by_scikit_image(saliency_HW: NDArray[np.float32], settings: RegionSettings) -> NDArray[np.int64]:
     """One map through scikit-image: the slow reference, (H, W) ranks or zeros where no region is found."""
-    from skimage.filters import threshold_otsu
     from skimage.measure import label, regionprops
 
-    low, high = saliency_HW.min(), saliency_HW.max()
-    none = np.zeros(saliency_HW.shape, np.int64)
-    if not high > low:
-        return none
-    saliency_HW = (saliency_HW - low) / (high - low)
-    levels_HW = np.floor((LEVELS - 1) * saliency_HW).astype(np.uint8)
-    labels_HW = label(levels_HW > threshold_otsu(levels_HW), connectivity=2)
+    saliency_HW, foreground_HW = foreground_by_scikit_image(saliency_HW)
+    labels_HW = label(foreground_HW, connectivity=2)
     components = [
         (-saliency_HW[labels_HW == region.label].astype(np.float64).mean(), -region.area, region.label)
         for region in regionprops(labels_HW)
         if _kept(np.array(region.area), saliency_HW.size, settings)
     ]
-    if not components:
-        return none
     top = sorted(components)[: settings.count - 1]
-    ranks_HW = np.full(saliency_HW.shape, len(top) + 1, np.int64)
+    ranks_HW = np.full(saliency_HW.shape, len(top) + 1 if top else 0, np.int64)
     for rank, (_, _, name) in enumerate(top, start=1):
         ranks_HW[labels_HW == name] = rank
     return ranks_HW
+
+
+def foreground_by_scikit_image(saliency_HW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A map on [0, 1], and where it is above Otsu's threshold; a constant map is nowhere."""
+    from skimage.filters import threshold_otsu
+
+    low, high = saliency_HW.min(), saliency_HW.max()
+    if not high > low:
+        return np.zeros_like(saliency_HW), np.zeros(saliency_HW.shape, np.bool_)
+    scaled_HW = (saliency_HW - low) / (high - low)
+    levels_HW = np.floor((LEVELS - 1) * scaled_HW).astype(np.uint8)
+    return scaled_HW, levels_HW > threshold_otsu(levels_HW)
