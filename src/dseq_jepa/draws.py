@@ -5,7 +5,10 @@ finaliser (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195) 
 vectorised over images.
 """
 
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,3 +43,19 @@ def uniforms(seed: int, purpose: str, when: int, ids_B: ArrayLike, count: int) -
         columns = np.arange(count, dtype=np.uint64) * _GOLDEN
         bits_BK = _mix(_mix(state_B1 + columns) + _GOLDEN)
     return (bits_BK >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, when: int, identity: int) -> Iterator[int]:
+    """For libraries that draw from the global generators of `random` and numpy: both are seeded inside the block, as a
+    function of the coordinates of `uniforms`, and as they were after it. Yields the seed, below 2 ** 32.
+    """
+    number = int(uniforms(seed, purpose, when, [identity], 1)[0, 0] * 2**32)
+    python, legacy = random.getstate(), np.random.get_state()
+    random.seed(number)
+    np.random.seed(number)
+    try:
+        yield number
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

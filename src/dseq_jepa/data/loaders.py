@@ -37,7 +37,7 @@ PROBE_CROP_SCALE = (0.08, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """This rank's part of a global pre-training batch."""
+    """This rank's part of a global training batch."""
 
     step: int
     ids_B: Tensor
@@ -90,7 +90,7 @@ def pretraining_batches(
     total_steps: int,
     loading: LoadingSettings,
 ) -> Iterator[Batch]:
-    """Training batches of steps start_step..total_steps-1.
+    """`training_batches` of random crops without flips.
 
     Args:
         split: pictures; labels are not looked at.
@@ -100,6 +100,49 @@ def pretraining_batches(
         rank: of this process.
         ranks: number of processes.
         seed: of the run: order and crops.
+        start_step: first global step.
+        total_steps: of the whole run.
+        loading: workers, and what to do with an unreadable file.
+
+    Raises:
+        UserError: as `training_batches`.
+        BadImage: likewise.
+
+    """
+    return training_batches(
+        split,
+        view=TrainView(image_size, crop_scale, False, seed),
+        batch_size=batch_size,
+        rank=rank,
+        ranks=ranks,
+        seed=seed,
+        start_step=start_step,
+        total_steps=total_steps,
+        loading=loading,
+    )
+
+
+def training_batches(
+    split: Split,
+    *,
+    view: View,
+    batch_size: int,
+    rank: int,
+    ranks: int,
+    seed: int,
+    start_step: int,
+    total_steps: int,
+    loading: LoadingSettings,
+) -> Iterator[Batch]:
+    """Training batches of steps start_step..total_steps-1.
+
+    Args:
+        split: pictures; labels are not looked at.
+        view: of every picture.
+        batch_size: images per step over all ranks.
+        rank: of this process.
+        ranks: number of processes.
+        seed: of the order.
         start_step: first global step.
         total_steps: of the whole run.
         loading: workers, and what to do with an unreadable file. A skipped one is replaced by the next readable image
@@ -115,7 +158,7 @@ def pretraining_batches(
     if not steps:
         raise UserError(
             f"{split.root}: {len(split):,} training images do not fill one batch of {batch_size:,}; "
-            "set a smaller recipe batch_size"
+            "set a smaller batch_size"
         )
     order = EpochOrder(split.ids, seed)
 
@@ -125,7 +168,7 @@ def pretraining_batches(
             start = within * batch_size + rank * share
             yield _Request(epoch, np.arange(start, start + share), order(epoch)[start : start + share])
 
-    reader = _Reader(split, TrainView(image_size, crop_scale, False, seed), loading.on_bad_image == "skip", order)
+    reader = _Reader(split, view, loading.on_bad_image == "skip", order)
     return (
         Batch(step, loaded.ids_B, loaded.images_BCHW, loaded.skipped)
         for step, loaded in zip(itertools.count(start_step), _load(reader, requests, loading.workers), strict=False)

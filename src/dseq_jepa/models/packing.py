@@ -20,6 +20,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dseq_jepa.models.dropping import ImageDropPath
+
 SPAN = 32
 """Sequences share a padded table when their lengths, divided by this, round up to the same number."""
 
@@ -150,10 +152,15 @@ layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class PackedBlock(Block):  # type: ignore[misc]  # timm is untyped
-    """timm's block that also takes packed rows; the same parameters, the same result."""
+    """timm's block that also takes packed rows; the same parameters, the same result.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Stochastic depth (`drop_path` > 0) is for whole images: packed rows are never dropped.
+    """
+
+    def __init__(self, width: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=layer_norm)
+        if drop_path:
+            self.drop_path1, self.drop_path2 = ImageDropPath(drop_path), ImageDropPath(drop_path)
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, L, D) without a packing and (P, D) with one; the shape stays, or becomes (Q, D) for fewer queries."""

@@ -54,7 +54,14 @@ class VisionTransformer(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, settings: ArchitectureSettings, class_token: bool, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ArchitectureSettings,
+        class_token: bool,
+        *,
+        checkpointing: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.class_token_on = class_token
@@ -64,7 +71,8 @@ class VisionTransformer(nn.Module):
         self.register_buffer(
             "pos_embed", torch.from_numpy(sincos_2d(settings.grid, settings.width))[None], persistent=False
         )
-        self.blocks = nn.ModuleList(PackedBlock(settings.width, settings.heads) for _ in range(settings.depth))
+        rates = [drop_path * block / max(1, settings.depth - 1) for block in range(settings.depth)]
+        self.blocks = nn.ModuleList(PackedBlock(settings.width, settings.heads, rate) for rate in rates)
         self.norm = layer_norm(settings.width)
         self.apply(initialise)
         if self.cls_token is not None:

@@ -256,11 +256,13 @@ def read_card(encoder: Path) -> EncoderCard:
         raise UserError(f"{path}: not an encoder's card: {where}: {first['msg']}; export or import it again.") from None
 
 
-def load_encoder(path: Path) -> "VisionTransformer":
+def load_encoder(path: Path, *, checkpointing: bool = False, drop_path: float = 0.0) -> "VisionTransformer":
     """An exported or imported encoder as our ViT in evaluation mode, with the positions of the file.
 
     Args:
         path: encoder.safetensors; its card lies beside it.
+        checkpointing: recompute activations when it is trained.
+        drop_path: stochastic depth of the last block when it is trained.
 
     Raises:
         UserError: listing every key or shape that does not fit.
@@ -279,7 +281,7 @@ def load_encoder(path: Path) -> "VisionTransformer":
         str(path), {key: tuple(tensor.shape) for key, tensor in tensors.items()},
         encoder_shapes(card.architecture, card.class_token),
     )  # fmt: skip
-    encoder = VisionTransformer(card.architecture, card.class_token)
+    encoder = VisionTransformer(card.architecture, card.class_token, checkpointing=checkpointing, drop_path=drop_path)
     position_1LD = tensors.pop("pos_embed")
     if card.class_token:
         # Our ViT keeps no position for the class token: what an imported one learned is part of the token.
