@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from dseq_jepa.closed import NAME, Closed
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureSettings
 from dseq_jepa.errors import ConfigError
-from dseq_jepa.evaluation.settings import EvaluationSettings, ProbeSettings
+from dseq_jepa.evaluation.settings import EvaluationSettings, FinetuneSettings, ProbeSettings
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.tables.settings import TableSettings
@@ -278,6 +278,9 @@ def _dangling(experiment: Experiment) -> Iterable[str]:
     yield from _unknown("pretraining_data", experiment.pretraining_data, experiment.data)
     for key, evaluation in experiment.evaluations.items():
         yield from _unknown(f"evaluations.{key}.data", evaluation.data, experiment.data)
+        if isinstance(evaluation, FinetuneSettings):
+            for name in evaluation.architectures:
+                yield from _unknown(f"evaluations.{key}.architectures.{name}", name, experiment.architectures)
     for key, table in experiment.tables.items():
         yield from _bad_columns(experiment, f"tables.{key}", table)
         yield from _bad_rows(experiment, f"tables.{key}", table)
@@ -365,6 +368,7 @@ def _bad_groups(experiment: Experiment) -> Iterable[str]:
 LAYOUTS_OF_KIND: Mapping[str, tuple[str, ...]] = {
     "probe": ("imagenet", "inat21", "cub", "cars", "clevr"),
     "finetune": ("imagenet", "inat21", "cub", "cars"),
+    "segment": ("ade20k",),
 }
 """Layouts whose labels a kind of evaluation is about."""
 

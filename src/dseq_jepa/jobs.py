@@ -12,7 +12,12 @@ from dseq_jepa.closed import Closed
 from dseq_jepa.config import ComputeSettings, Experiment, nearest
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.errors import UserError
-from dseq_jepa.evaluation.settings import EvaluationSettings, FinetuneSettings, ProbeSettings
+from dseq_jepa.evaluation.settings import (
+    EvaluationSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    SegmentationSettings,
+)
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.training.settings import Recipe, SelectionSettings
@@ -89,6 +94,7 @@ class EvaluateJob(Job, Generic[Settings]):
 
 ProbeJob = EvaluateJob[ProbeSettings]
 FinetuneJob = EvaluateJob[FinetuneSettings]
+SegmentJob = EvaluateJob[SegmentationSettings]
 AnyEvaluateJob = EvaluateJob[EvaluationSettings]
 
 
@@ -129,7 +135,9 @@ def score_job(experiment: Experiment, method: str, architecture: str, seed: int)
 
 def evaluate_job(experiment: Experiment, group: str, method: str, architecture: str, seed: int) -> AnyEvaluateJob:
     """Resolve a group of evaluations of one model."""
-    evaluations = {name: experiment.evaluations[name] for name in _entry(experiment.groups, group, "groups")}
+    evaluations = {
+        name: _on(experiment.evaluations[name], architecture) for name in _entry(experiment.groups, group, "groups")
+    }
     return AnyEvaluateJob(
         model=Model(experiment=experiment.name, method=method, architecture=architecture, seed=seed),
         compute=experiment.compute,
@@ -138,6 +146,11 @@ def evaluate_job(experiment: Experiment, group: str, method: str, architecture: 
         evaluations=evaluations,
         data={e.data: experiment.data[e.data] for e in evaluations.values()},
     )
+
+
+def _on(settings: EvaluationSettings, architecture: str) -> EvaluationSettings:
+    """The settings of an evaluation as they are on one architecture."""
+    return settings.on(architecture) if isinstance(settings, FinetuneSettings) else settings
 
 
 def _entry(entries: dict[str, Entry], name: str, section: str) -> Entry:

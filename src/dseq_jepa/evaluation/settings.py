@@ -75,55 +75,145 @@ class ProbeSettings(Closed):
         return None if self.test_resize is None else round(self.test_resize * image_size / REFERENCE_SIZE)
 
 
-class FinetuneSettings(Closed):
+class TunedSettings(Closed):
+    """Training of a whole encoder with AdamW; the head learns fastest, earlier blocks slower and slower."""
+
+    data: str
+    """Which entry of `data`."""
+    batch_size: int = Field(ge=1)
+    """Images per step over all ranks."""
+    learning_rate: float = Field(gt=0)
+    """Peak rate of the head; earlier layers have less."""
+    layer_decay: float = Field(gt=0, le=1)
+    """Factor of the rate from one block to the block before it."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's, none on biases, one-dimensional weights, positions and the class token."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Stochastic depth of the last block; it rises linearly from 0 in the first."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights and optimizer state stay in fp32."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, equal results."""
+
+
+class FinetuneChanges(Closed):
+    """What differs on one architecture; a key that is not given stays as it is."""
+
+    batch_size: int | None = Field(None, ge=1)
+    """Images per step over all ranks."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of the head."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the rate from one block to the block before it."""
+    weight_decay: float | None = Field(None, ge=0)
+    """AdamW's."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Stochastic depth of the last block."""
+    mixing_group: int | None = Field(None, ge=2, multiple_of=2)
+    """Images that are mixed with one another."""
+    test_resize: int | None = Field(None, ge=REFERENCE_SIZE)
+    """Short side before the centre crop."""
+    activation_checkpointing: bool | None = None
+    """Recompute activations in the backward pass."""
+
+
+class FinetuneSettings(TunedSettings):
     """Fine-tuning of the whole encoder for classification, by MAE's recipe (docs/protocols.md 3)."""
 
     kind: Literal["finetune"]
     """Fine-tuning of the whole encoder."""
     group: str = Field("finetune", pattern=NAME)
     """Its job's name; written to evaluate/<group>."""
-    data: str
-    """Which entry of `data`."""
     epochs: int = Field(ge=1)
     """Passes over the training images."""
     warmup_epochs: float = Field(ge=0)
-    """Linear warm-up, then cosine to min_learning_rate."""
-    batch_size: int = Field(ge=1)
-    """Images per step over all ranks."""
-    learning_rate: float = Field(gt=0)
-    """Peak rate of the head; earlier layers have less."""
+    """Linear warm-up from 0, then cosine to min_learning_rate."""
     scale_rate_per: int | None = Field(256, ge=1)
     """The rate is multiplied by batch_size / this; null: absolute."""
     min_learning_rate: float = Field(1e-6, ge=0)
     """Rate at the end, before layer decay."""
-    layer_decay: float = Field(gt=0, le=1)
-    """Factor of the rate from one block to the block before it."""
-    weight_decay: float = Field(0.05, ge=0)
-    """AdamW's, none on biases, one-dimensional weights and the class token."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's."""
-    drop_path: float = Field(0.1, ge=0, lt=1)
-    """Stochastic depth of the last block; it rises linearly from the first."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's name of the policy; null: none."""
     mixup: float = Field(0.8, ge=0)
     """Alpha of mixup; 0: none."""
     cutmix: float = Field(1.0, ge=0)
-    """Alpha of CutMix; 0: none."""
+    """Alpha of CutMix; 0: none. Where both are on, each group has one of them by the toss of a coin."""
+    mixing_group: int = Field(64, ge=2, multiple_of=2)
+    """Consecutive images of a batch that are mixed with one another, by one draw; MAE mixes what lies on one GPU. Must
+    divide a rank's share of the batch, so that the result is the same on any number of ranks."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Of the training labels."""
     random_erasing: float = Field(0.25, ge=0, le=1)
     """Probability that a rectangle of a training image is replaced by noise."""
     test_resize: int = Field(256, ge=REFERENCE_SIZE)
     """Short side before the centre crop, for an encoder of 224 px; other sizes scale it. 224: crop_pct 1.0."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights and optimizer state stay in fp32."""
+    architectures: dict[str, FinetuneChanges] = {}
+    """What differs on some architectures, by their name."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is not less than epochs {self.epochs}")
+        for name, changes in {"": FinetuneChanges(), **self.architectures}.items():
+            batch, group = changes.batch_size or self.batch_size, changes.mixing_group or self.mixing_group
+            if self.mixes and batch % group:
+                where = f"architectures.{name}: " if name else ""
+                raise ValueError(f"{where}mixing_group {group} does not divide batch_size {batch}")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def on(self, architecture: str) -> Self:
+        """The settings as they are on one architecture."""
+        changes = self.architectures.get(architecture, FinetuneChanges()).model_dump(exclude_none=True)
+        return type(self).model_validate(self.model_dump() | changes | {"architectures": {}})
+
+    def resize_for(self, image_size: int) -> int:
+        """Short side in pixels before a centre crop of image_size."""
+        return round(self.test_resize * image_size / REFERENCE_SIZE)
+
+
+class SegmentationSettings(TunedSettings):
+    """UPerNet on the whole encoder for semantic segmentation, by mmsegmentation's recipe (docs/protocols.md 5)."""
+
+    kind: Literal["segment"]
+    """Semantic segmentation."""
+    group: str = Field("segment", pattern=NAME)
+    """Its job's name; written to evaluate/<group>."""
+    iterations: int = Field(ge=1)
+    """Optimisation steps."""
+    warmup_iterations: int = Field(ge=0)
+    """Linear warm-up from 0, then linearly to 0 (poly, power 1)."""
+    crop_size: int = Field(ge=1)
+    """Side in pixels of training crops and test windows, a multiple of the patch; test pictures are resized to it along
+    their short side."""
+    stride: int = Field(ge=1)
+    """Pixels between neighbouring test windows."""
+    width: int = Field(768, ge=1)
+    """Channels of UPerNet's decoder."""
+    auxiliary_width: int = Field(256, ge=1)
+    """Channels of the auxiliary head on the third level."""
+    auxiliary_weight: float = Field(0.4, ge=0)
+    """Weight of the auxiliary head's loss."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Of channels before each head's last convolution."""
+    examples: int = Field(6, ge=1)
+    """Validation pictures shown in examples.png."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"warmup_iterations {self.warmup_iterations} is not less than iterations {self.iterations}"
+            )
+        if self.stride > self.crop_size:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}")
         return self
 
 
-EvaluationSettings = Annotated[ProbeSettings | FinetuneSettings, Field(discriminator="kind")]
+EvaluationSettings = Annotated[ProbeSettings | FinetuneSettings | SegmentationSettings, Field(discriminator="kind")]
