@@ -36,7 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/snakemake --cores $(CORES)
+	@$(BIN)/dseq-jepa follow --config configs/demo.yaml -- $(BIN)/snakemake --cores $(CORES)
 	@cat results/demo/tables/table1.md; echo; cat results/demo/tables/table3.md; echo
 	@echo "Tables as CSV, Markdown, LaTeX and HTML: results/demo/tables/. Curves: $(BIN)/dseq-jepa dashboard --config configs/demo.yaml"
 

@@ -282,6 +282,34 @@ def tables(
             typer.echo(path)
 
 
+@app.command(epilog="Example: dseq-jepa figures --config configs/demo.yaml --figure figure4")
+def figures(
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    figure: Annotated[str | None, typer.Option(help="An entry of `figures`; all unless given.")] = None,
+    results: Results = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; <results>/figures unless given.")
+    ] = None,
+) -> None:
+    """Draw figures from kept checkpoints, pictures and journals: PNG, PDF and a caption."""
+    from dseq_jepa.figures.job import FigureJob, figure_job
+
+    if settings is not None:
+        if results is None:
+            raise UserError("--settings describes a figure and not where its checkpoints are; give --results")
+        jobs, folder = [FigureJob.parse(settings)], results
+    else:
+        experiment = _experiment(config)
+        jobs = [figure_job(experiment, name) for name in _chosen("figures", experiment.figures, figure)]
+        folder = results or experiment.directory
+    from dseq_jepa.figures.draw import write_figure
+
+    for job in jobs:
+        for path in write_figure(job, folder, out or folder / "figures"):
+            typer.echo(path)
+
+
 @app.command(epilog="Example: dseq-jepa sync --config configs/demo.yaml")
 def sync(
     config: ConfigFile = None,
@@ -324,6 +352,30 @@ def status(
     from dseq_jepa.status import show
 
     show(_results(config, results)[0], watch)
+
+
+@app.command(epilog="Example: dseq-jepa follow --config configs/demo.yaml -- snakemake --cores 2")
+def follow(
+    command: Annotated[list[str], typer.Argument(help="The workflow's command, after --.")],
+    config: ConfigFile = None,
+    results: Results = None,
+) -> None:
+    """Run a workflow and show its jobs, how far they are and how long they need."""
+    from dseq_jepa.follow import follow as run
+
+    raise typer.Exit(run(_results(config, results)[0], command))
+
+
+@app.command(epilog="Example: dseq-jepa why results/demo/tables/table1.csv --cell dseq-jepa:cub")
+def why(
+    table: Annotated[Path, typer.Argument(help="results/<config>/tables/<table>.csv.")],
+    cell: Annotated[str, typer.Option(help="ROW:COLUMN, such as dseq-jepa:cub.")],
+    script: Annotated[bool, typer.Option("--script", help="Print the commands that make the number again.")] = False,
+) -> None:
+    """Say where a number comes from, down to file hashes, and how to make it again."""
+    from dseq_jepa import why as reasons
+
+    typer.echo(reasons.script(table, cell) if script else reasons.explain(table, cell))
 
 
 def _results(config: Path | None, results: Path | None) -> tuple[Path, str]:
