@@ -1,5 +1,19 @@
 """One compute thread per test process: the tests' tensors are tiny, and more threads than cores cost tenfold."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with micro.yaml and results/micro, made once by the real verbs; tests that change it copy it."""
+    from tests.measured import measure
+
+    folder = tmp_path_factory.mktemp("micro")
+    measure(folder)
+    return folder

@@ -1,5 +1,6 @@
 """provenance.json says where numbers come from, in a checkout, in somebody else's repository and without git."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -95,6 +96,7 @@ def test_the_record_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(record) == {
         "schema", "job", "config_digest", "code_version", "started", "finished", "seconds", "host", "device",
         "processor", "cores", "threads", "python", "platform", "libraries", "data", "decoder", "command",
+        "code_diff", "inputs", "scheduler",
     }  # fmt: skip
     assert record["job"] == job
     assert (record["config_digest"], record["threads"], record["device"]) == ("abc", 2, "cpu")
@@ -103,6 +105,48 @@ def test_the_record_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert record["data"] == {"imagenet": "f00", "cub": None}
     assert record["libraries"]["pydantic"].count(".") == 2
     assert record["command"] == ["dseq-jepa", "sync", "--uri", "https://***@host"]
+
+
+def test_files_that_the_command_names_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = tmp_path / "encoder.safetensors"
+    encoder.write_bytes(b"weights")
+    settings = json.dumps({"model": "x" * 9000})
+    monkeypatch.setattr(
+        sys, "argv", ["dseq-jepa", "probe", "--settings", settings, "--encoder", str(encoder), "--out", str(tmp_path)]
+    )
+    record = json.loads(Provenance.begin("{}", "abc").finish(tmp_path, data={}, decoder="none").read_text())
+    assert record["inputs"] == {str(encoder): hashlib.sha256(b"weights").hexdigest()}
+
+
+def test_the_scheduler_and_the_workflow_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "DSEQ_WORKFLOW"):
+        monkeypatch.delenv(name, raising=False)
+    assert provenance.scheduler_tags() == {}
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("DSEQ_WORKFLOW", "20260101T100000-7")
+    assert provenance.scheduler_tags() == {"slurm_job": "4711", "workflow": "20260101T100000-7"}
+
+
+def test_uncommitted_changes_are_recorded_as_a_patch_that_makes_them_again(copy: Path, tmp_path: Path) -> None:
+    git(copy, "init", "-q")
+    git(copy, "add", ".")
+    git(copy, "commit", "-qm", "x")
+    assert diff_of(copy / "src") == "None"
+    (copy / "src" / "dseq_jepa" / "draws.py").write_text("changed = 1\n")
+    (copy / "src" / "dseq_jepa" / "new.py").write_text("new = 1\n")
+    patch = diff_of(copy / "src")
+    git(copy, "stash", "-uq")
+    (tmp_path / "code.patch").write_text(patch)
+    git(copy, "apply", str(tmp_path / "code.patch"))
+    assert (copy / "src" / "dseq_jepa" / "draws.py").read_text() == "changed = 1\n"
+    assert (copy / "src" / "dseq_jepa" / "new.py").read_text() == "new = 1\n"
+
+
+def diff_of(source: Path) -> str:
+    code = "import sys; from dseq_jepa.provenance import code_diff; sys.stdout.write(str(code_diff()))"
+    environment = {"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", check=True, capture_output=True,
+                          text=True).stdout  # fmt: skip
 
 
 def test_importing_it_is_light() -> None:

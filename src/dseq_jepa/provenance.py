@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dseq_jepa import __version__
-from dseq_jepa.files import write_atomically
+from dseq_jepa.files import file_sha256, write_atomically
 from dseq_jepa.masking import masked_values
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FILE = "provenance.json"
 PACKAGE = Path(__file__).resolve().parent
+_LONGEST_PATH = 4096
+_SCHEDULER = {"slurm_job": "SLURM_JOB_ID", "slurm_array_job": "SLURM_ARRAY_JOB_ID", "workflow": "DSEQ_WORKFLOW"}
 _LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow", "simplejpeg", "safetensors", "pydantic",
     "pandas", "mlflow", "snakemake",
@@ -43,6 +45,7 @@ class Provenance:
 
     def __init__(self, job: Mapping[str, Any], digest: str) -> None:
         self._job, self._digest = job, digest
+        self._diff = code_diff()
         self._began, self._clock = time.time(), time.perf_counter()
 
     @classmethod
@@ -71,6 +74,7 @@ class Provenance:
             "job": self._job,
             "config_digest": self._digest,
             "code_version": code_version(),
+            "code_diff": self._diff,
             "started": _utc(self._began),
             "finished": _utc(time.time()),
             "seconds": round(time.perf_counter() - self._clock, 3),
@@ -85,6 +89,8 @@ class Provenance:
             "data": dict(data),
             "decoder": decoder,
             "command": sys.argv,
+            "inputs": _inputs(sys.argv[1:]),
+            "scheduler": scheduler_tags(),
         }
         write_atomically(out / FILE, json.dumps(masked_values(record), indent=1) + "\n")
         return out / FILE
@@ -105,7 +111,19 @@ def run_tags(step: str, job: "Job") -> dict[str, str]:
         "config_digest": job.digest,
         "code_version": code_version(),
         "host": socket.gethostname(),
+        **scheduler_tags(),
     }
+
+
+def scheduler_tags() -> dict[str, str]:
+    """The Slurm job, with its array's where there is one, and the workflow's invocation that asked for this job."""
+    return {name: os.environ[variable] for name, variable in _SCHEDULER.items() if os.environ.get(variable)}
+
+
+def _inputs(arguments: list[str]) -> dict[str, str]:
+    """SHA-256 of every file that the command line names: weights, checkpoints, selections."""
+    files = (Path(word) for word in arguments if len(word) < _LONGEST_PATH)
+    return {str(path): file_sha256(path) for path in files if path.is_file()}
 
 
 @functools.cache
@@ -136,6 +154,29 @@ def _commit(package: Path) -> str | None:
     if answer.returncode or commit == "(initial)":
         return None
     return commit + ("-dirty" if any(not line.startswith("#") for line in lines) else "")
+
+
+@functools.cache
+def code_diff() -> str | None:
+    """What the package's source differs by from the commit of `code_version`, as a patch; null when it does not.
+
+    Asked for when a job begins: the files may change while it runs, what it imported does not.
+    """
+    version = code_version()
+    if not version.endswith("-dirty"):
+        return None
+    git = ["git", "-C", str(PACKAGE)]
+    answer = _output([*git, "diff", "HEAD", "--", "."])
+    for path in _output([*git, "ls-files", "--others", "--exclude-standard", "--", "."]).splitlines():
+        answer += _output([*git, "diff", "--no-index", "--", "/dev/null", path])
+    return answer
+
+
+def _output(command: list[str]) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    return subprocess.run(command, capture_output=True, timeout=60, env=environment, check=False).stdout.decode(
+        errors="replace"
+    )
 
 
 def _source_hash(package: Path) -> str:
