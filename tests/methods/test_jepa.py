@@ -16,6 +16,7 @@ from dseq_jepa.methods.settings import ContrastiveSettings, JepaSettings
 from dseq_jepa.models.vit import patch_pixels
 from tests.methods.small import ARCHITECTURE, DSEQ, HEADS, I_JEPA, IDS, MOMENT, REGIONS, build, images, states
 from tests.reference import ijepa_public
+from tests.reference.gradcam import gradcam_by_differences
 from tests.reference.jepa import (
     Prediction,
     discriminative_flat_sets,
@@ -40,6 +41,12 @@ def ranks_of(method: Jepa, image: Tensor) -> np.ndarray:
     return by_scikit_image(map_HW.numpy(), method.settings.regions)
 
 
+def slow_gradcam(method: Jepa, index: int) -> np.ndarray:
+    """(H, W) Grad-CAM of one image of the batch, by numbers."""
+    map_HW = gradcam_by_differences(*states(method), images()[index], *blocks_of(index), PATCH, HEADS)
+    return map_HW.numpy().astype(np.float32)
+
+
 def blocks_of(index: int) -> tuple[list[int], list[list[int]]]:
     """The random blocks of one image of the batch."""
     context_BT, targets_BGT = draw_blocks(GRID, I_JEPA.blocks, MOMENT.seed, MOMENT.step, IDS)
@@ -52,10 +59,13 @@ def slow_flat(method: Jepa, index: int) -> Prediction:
 
 
 def slow_sequential(method: Jepa, index: int) -> Prediction:
-    ranks = ranks_of(method, images()[index])
+    settings = method.settings
+    if settings.regions.saliency == "gradcam":
+        ranks = by_scikit_image(slow_gradcam(method, index), settings.regions)
+    else:
+        ranks = ranks_of(method, images()[index])
     if not ranks.any():
         return slow_flat(method, index)
-    settings = method.settings
     if settings.order == "spatial":
         ranks = reorder(ranks, "spatial")
     if settings.order == "random":
@@ -78,6 +88,7 @@ def slow_uniform_sequential(method: Jepa, index: int) -> Prediction:
     return sequential_loss(*states(method), images()[index], ranks, PATCH, HEADS)
 
 
+GRADCAM = variant(regions=REGIONS.model_copy(update={"saliency": "gradcam"}))
 CASES = {
     "I-JEPA": (I_JEPA, slow_flat),
     "I-JEPA with class token": (I_JEPA.model_copy(update={"class_token": True}), slow_flat),
@@ -89,6 +100,8 @@ CASES = {
     "DSeq random": (variant(order="random"), slow_sequential),
     "DSeq N=3": (variant(regions=REGIONS.model_copy(update={"count": 3})), slow_sequential),
     "DSeq N=7": (variant(regions=REGIONS.model_copy(update={"count": 7})), slow_sequential),
+    "DSeq Grad-CAM": (GRADCAM, slow_sequential),
+    "DSeq Grad-CAM without class token": (GRADCAM.model_copy(update={"class_token": False}), slow_sequential),
     "no image has a region": (variant(regions=REGIONS.model_copy(update={"min_patches": 30})), slow_flat),
     "discriminative flat": (variant(prediction="flat"), slow_discriminative_flat),
     "uniform sequential": (variant(generation="uniform"), slow_uniform_sequential),
@@ -153,8 +166,9 @@ def _predict(method: Jepa, pixels: Tensor, plan: Plan) -> Tensor:
 
 
 def _sequential_plan(method: Jepa, batch: Tensor) -> tuple[Plan, np.ndarray]:
-    source, _ = method._target_pass(patch_pixels(batch, PATCH))
-    partition, ranks_BT, _ = method._partition(method._saliency(source), IDS, MOMENT)
+    pixels, blocks = patch_pixels(batch, PATCH), method._blocks(IDS, MOMENT)
+    source, _ = method._target_pass(pixels)
+    partition, ranks_BT, _ = method._partition(method._saliency(source, pixels, blocks), blocks, IDS, MOMENT)
     plan = plan_prediction(partition, class_token=True, prefix=method.settings.realisation == "prefix")
     return plan, ranks_BT.numpy()
 

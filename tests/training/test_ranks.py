@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dseq_jepa.methods.settings import RegionSettings
 from dseq_jepa.training.loop import checkpoint_name, pretrain
 from tests.training.ranks import step
-from tests.training.runs import METHODS, job
+from tests.training.runs import DSEQ, METHODS, job
 from tests.training.test_loop import ROOT, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -33,7 +34,10 @@ def torchrun(ranks: int, module: str, *arguments: str) -> None:
 
 def test_two_ranks_give_the_losses_and_gradients_of_one(pictures: Path, tmp_path: Path) -> None:
     jobs = {method: job(pictures, method) for method in METHODS}
+    gradcam = {"method": DSEQ.model_copy(update={"regions": RegionSettings(min_patches=2, saliency="gradcam")})}
     jobs["fully sharded"] = job(pictures, sharding="fsdp")
+    jobs["Grad-CAM"] = job(pictures).model_copy(update=gradcam)
+    jobs["Grad-CAM, fully sharded"] = job(pictures, sharding="fsdp").model_copy(update=gradcam)
     torchrun(2, "tests.training.ranks", str(tmp_path / "two"), *(f"{n}={j.to_json()}" for n, j in jobs.items()))
     for name, settings in jobs.items():
         step(settings, tmp_path / "one" / name)

@@ -22,6 +22,7 @@ from dseq_jepa.draws import uniforms
 from dseq_jepa.methods import partition as partitions
 from dseq_jepa.methods.blocks import draw_blocks
 from dseq_jepa.methods.contrastive import ContrastiveLoss, Gather, VicregTerms
+from dseq_jepa.methods.gradcam import gradcam
 from dseq_jepa.methods.plan import Partition, Plan, plan_prediction
 from dseq_jepa.methods.regions import cls_saliency, ranked_regions
 from dseq_jepa.methods.settings import JepaSettings
@@ -91,19 +92,19 @@ class Jepa(nn.Module):
         pixels_BTK = patch_pixels(images_BCHW, self.architecture.patch_size)
         with torch.no_grad():
             saliency_source, target = self._target_pass(pixels_BTK)
-            goals_BTD = F.layer_norm(target.patches_BTD.float(), target.patches_BTD.shape[-1:])
-            saliency_BT = self._saliency(saliency_source)
-            partition, ranks_BT, discriminative_B = self._partition(saliency_BT, ids_B, moment)
+            goals_BTD = _goals(target.patches_BTD)
+            blocks = self._blocks(ids_B, moment)
+            saliency_BT = self._saliency(saliency_source, pixels_BTK, blocks)
+            partition, ranks_BT, discriminative_B = self._partition(saliency_BT, blocks, ids_B, moment)
             plan = plan_prediction(
                 partition.to(images_BCHW.device),
                 class_token=self.settings.class_token,
                 prefix=self.settings.realisation == "prefix",
             )
-        encoded_PD = self.context_encoder(pixels_BTK, plan.visible)
-        predictions_QD = self.predictor(encoded_PD, plan.predictor).float()
+        predictions_QD = self._predict(pixels_BTK, plan)
         goals_QD = goals_BTD.flatten(0, 1).index_select(0, plan.goals_Q)
 
-        loss_Q = F.smooth_l1_loss(predictions_QD, goals_QD, reduction="none").mean(1)
+        loss_Q = _patch_losses(predictions_QD, goals_QD)
         prediction_loss = (loss_Q * plan.weight_Q).sum()
         terms = self._contrastive_terms(predictions_QD, goals_QD, plan, partition)
         loss = prediction_loss
@@ -134,41 +135,62 @@ class Jepa(nn.Module):
     def _target_pass(self, pixels_BTK: Tensor) -> tuple[Tokens, Tokens]:
         """One pass of the target encoder over whole images: the saliency's block, and the targets."""
         last = self.architecture.depth
-        if self.settings.generation == "uniform":
+        if self.settings.generation == "uniform" or self.settings.regions.saliency == "gradcam":
             (target,) = self.target_encoder.read_pixels(pixels_BTK, [last])
             return target, target
         source, target = self.target_encoder.read_pixels(pixels_BTK, [self.architecture.saliency_block, last])
         return source, target
 
-    def _saliency(self, source: Tokens) -> Tensor | None:
+    def _predict(self, pixels_BTK: Tensor, plan: Plan) -> Tensor:
+        """(Q, D) fp32 predictions of a plan."""
+        encoded_PD = self.context_encoder(pixels_BTK, plan.visible)
+        return self.predictor(encoded_PD, plan.predictor).float()  # type: ignore[no-any-return]
+
+    def _blocks(self, ids_B: NDArray[np.int64], moment: Moment) -> Partition:
+        """The random blocks of every image, as I-JEPA shows and predicts them."""
+        masks = draw_blocks(self.architecture.grid, self.settings.blocks, moment.seed, moment.step, ids_B)
+        return partitions.flat_blocks(*(torch.from_numpy(mask) for mask in masks))
+
+    def _saliency(self, source: Tokens, pixels_BTK: Tensor, blocks: Partition) -> Tensor | None:
         """The map that regions are found in; None for a method that shows and predicts random blocks."""
         if self.settings.generation == "uniform":
             return None
+        if self.settings.regions.saliency == "gradcam":
+            return self._gradcam(source.patches_BTD, pixels_BTK, blocks)
         if source.class_BD is None:
-            raise RuntimeError("salient regions need the class token; the settings' validation guarantees it")
+            raise RuntimeError("this saliency needs the class token; the settings' validation guarantees it")
         return cls_saliency(source.class_BD, source.patches_BTD)
 
+    def _gradcam(self, patches_BTD: Tensor, pixels_BTK: Tensor, blocks: Partition) -> Tensor:
+        """Grad-CAM of the random blocks' loss. It costs a pass of context encoder and predictor without gradient."""
+        on_device = blocks.to(patches_BTD.device)
+        plan = plan_prediction(on_device, class_token=self.settings.class_token, prefix=False)
+        predictions_QD = self._predict(pixels_BTK, plan)
+
+        def loss(h_BTD: Tensor) -> Tensor:
+            goals_QD = _goals(h_BTD).flatten(0, 1).index_select(0, plan.goals_Q)
+            return (_patch_losses(predictions_QD, goals_QD) * plan.weight_Q).sum() * len(h_BTD)  # sum over images
+
+        return gradcam(patches_BTD, loss)
+
     def _partition(
-        self, saliency_BT: Tensor | None, ids_B: NDArray[np.int64], moment: Moment
+        self, saliency_BT: Tensor | None, blocks: Partition, ids_B: NDArray[np.int64], moment: Moment
     ) -> tuple[Partition, Tensor | None, Tensor | None]:
         """What every image shows and predicts: random blocks, or salient regions where the curriculum allows them."""
-        settings, grid = self.settings, self.architecture.grid
-        context_BT, targets_BGT = (
-            torch.from_numpy(mask) for mask in draw_blocks(grid, settings.blocks, moment.seed, moment.step, ids_B)
-        )
+        settings = self.settings
         if saliency_BT is None:
             if settings.prediction == "flat":
-                return partitions.flat_blocks(context_BT, targets_BGT), None, None
-            ranks_BT = partitions.ranks_of_blocks(targets_BGT, moment.seed, moment.step, ids_B)
+                return blocks, None, None
+            ranks_BT = partitions.ranks_of_blocks(blocks.target_BGT, moment.seed, moment.step, ids_B)
             return partitions.sequential(ranks_BT, settings.blocks.targets, settings.truncate), None, None
 
-        ranks_BT = ranked_regions(saliency_BT, grid, settings.regions)
+        ranks_BT = ranked_regions(saliency_BT, self.architecture.grid, settings.regions)
         use_B = ranks_BT[:, 0] > 0  # an image without a region falls back to random blocks
         if settings.curriculum:
             coin_B = uniforms(moment.seed, "curriculum", moment.step, ids_B, 1)[:, 0] < moment.progress
             use_B = use_B & torch.from_numpy(coin_B).to(use_B.device)
-        blocks = partitions.flat_blocks(context_BT, targets_BGT).to(ranks_BT.device)
-        return partitions.choose(use_B, self._from_regions(ranks_BT, ids_B, moment), blocks), ranks_BT, use_B
+        regional = self._from_regions(ranks_BT, ids_B, moment)
+        return partitions.choose(use_B, regional, blocks.to(ranks_BT.device)), ranks_BT, use_B
 
     def _from_regions(self, ranks_BT: Tensor, ids_B: NDArray[np.int64], moment: Moment) -> Partition:
         settings, count = self.settings, self.settings.regions.count
@@ -191,6 +213,16 @@ class Jepa(nn.Module):
         on_device = partition.to(predictions_QD.device)
         terms: VicregTerms = self.contrastive(predictions_QD, goals_QD, plan, on_device, self.gather)
         return terms
+
+
+def _goals(patches_BTD: Tensor) -> Tensor:
+    """Targets: the last block's output (after the final LayerNorm), normalised over the width without parameters."""
+    return F.layer_norm(patches_BTD.float(), patches_BTD.shape[-1:])
+
+
+def _patch_losses(predictions_QD: Tensor, goals_QD: Tensor) -> Tensor:
+    """Smooth L1 of every prediction, mean over the width (paper Eq. 6-7)."""
+    return F.smooth_l1_loss(predictions_QD, goals_QD, reduction="none").mean(1)
 
 
 def _by_group(loss_Q: Tensor, plan: Plan, partition: Partition) -> Tensor:

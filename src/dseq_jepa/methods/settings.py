@@ -53,8 +53,9 @@ class RegionSettings(Closed):
     """Components below this fraction of the image are dropped. Unbounded [?]: the paper's value is lost."""
     max_region_scale: float = Field(1.0, gt=0, le=1)
     """Components above this fraction of the image are dropped. Unbounded [?]: the paper's value is lost."""
-    saliency: Literal["cls"] = "cls"
-    """Where the map comes from: the class token's similarity to the patches."""
+    saliency: Literal["cls", "gradcam"] = "cls"
+    """Where the map comes from. cls: the class token's similarity to the patches; gradcam: label-free Grad-CAM (paper
+    A.1, Table 7), for another pass of context encoder and predictor."""
     backend: Literal["batched", "skimage"] = "batched"
     """`skimage` is the slow reference that `batched` equals on every map."""
 
@@ -112,8 +113,11 @@ class JepaSettings(Closed):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.generation == "discriminative" and not self.class_token:
-            raise ValueError("generation: discriminative reads the class token's saliency; set class_token: true")
+        if self.generation == "discriminative" and self.regions.saliency == "cls" and not self.class_token:
+            raise ValueError(
+                "generation: discriminative reads the class token's saliency; set class_token: true, or "
+                "regions.saliency: gradcam"
+            )
         if self.generation == "uniform" and self.curriculum:
             raise ValueError("curriculum: true chooses between regions and blocks; it needs generation: discriminative")
         if self.generation == "uniform" and self.order != "saliency":
