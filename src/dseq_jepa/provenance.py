@@ -165,9 +165,9 @@ def code_diff() -> str | None:
     version = code_version()
     if not version.endswith("-dirty"):
         return None
-    git = ["git", "-C", str(PACKAGE)]
-    answer = _output([*git, "diff", "HEAD", "--", "."])
-    for path in _output([*git, "ls-files", "--others", "--exclude-standard", "--", "."]).splitlines():
+    git, package = ["git", "-C", str(PACKAGE.parents[1])], f"src/{PACKAGE.name}"
+    answer = _output([*git, "diff", "HEAD", "--", package])
+    for path in _output([*git, "ls-files", "--others", "--exclude-standard", "--", package]).splitlines():
         answer += _output([*git, "diff", "--no-index", "--", "/dev/null", path])
     return answer
 
