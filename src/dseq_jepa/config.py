@@ -22,6 +22,7 @@ from dseq_jepa.closed import NAME, Closed
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureSettings
 from dseq_jepa.errors import ConfigError
 from dseq_jepa.evaluation.settings import EvaluationSettings, FinetuneSettings, ProbeSettings
+from dseq_jepa.figures.settings import FigureSettings, methods_of, misfits
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.tables.settings import TableSettings
@@ -77,6 +78,8 @@ class Experiment(Closed):
     """Measurements of an exported encoder, by name."""
     tables: dict[str, TableSettings]
     """What the tables show, by name (table<number>)."""
+    figures: dict[str, FigureSettings] = Field({})
+    """What is drawn, by name."""
     tracking: TrackingSettings = TrackingSettings()
     """The MLflow mirror."""
 
@@ -284,6 +287,8 @@ def _dangling(experiment: Experiment) -> Iterable[str]:
     for key, table in experiment.tables.items():
         yield from _bad_columns(experiment, f"tables.{key}", table)
         yield from _bad_rows(experiment, f"tables.{key}", table)
+    for key, figure in experiment.figures.items():
+        yield from _bad_figure(experiment, f"figures.{key}", figure)
     yield from _unused(experiment)
     yield from _bad_groups(experiment)
     yield from _bad_targets(experiment)
@@ -297,7 +302,7 @@ def _unknown(where: str, name: str, valid: Iterable[str]) -> Iterable[str]:
 
 
 def _bad_names(experiment: Experiment) -> Iterable[str]:
-    for section in ("data", "architectures", "recipes", "methods", "evaluations"):
+    for section in ("data", "architectures", "recipes", "methods", "evaluations", "figures"):
         for name in getattr(experiment, section):
             if not re.fullmatch(NAME, name):
                 yield f'{section}.{name}: names become folders; use lower-case letters, digits and single "-"'
@@ -333,6 +338,14 @@ def _bad_rows(experiment: Experiment, where: str, table: TableSettings) -> Itera
             yield from _unknown(f"{where}.rows.{i}.baseline", row.baseline, comparable)
 
 
+def _bad_figure(experiment: Experiment, where: str, figure: FigureSettings) -> Iterable[str]:
+    for method in methods_of(figure):
+        yield from _unknown(f"{where}.method", method, experiment.methods)
+    yield from _unknown(f"{where}.architecture", figure.architecture, experiment.architectures)
+    for key, problem in misfits(figure, experiment.methods, experiment.selection.keep_percent):
+        yield f"{where}.{key}: {problem}"
+
+
 def _unused(experiment: Experiment) -> Iterable[str]:
     """Entries that no job would ever read: a misspelt name, or something left behind."""
     rows = [row for table in experiment.tables.values() for row in table.rows]
@@ -343,12 +356,15 @@ def _unused(experiment: Experiment) -> Iterable[str]:
     if experiment.tables:  # without tables, jobs are asked for by hand
         readers["methods"] = {row.method for row in rows if row.method is not None}
         readers["architectures"] = {row.architecture for row in rows if row.architecture is not None}
+        for figure in experiment.figures.values():
+            readers["methods"].update(methods_of(figure))
+            readers["architectures"].add(figure.architecture)
     for section, used in readers.items():
         entries = getattr(experiment, section)
         undefined = sorted(used - set(entries))
         for name in entries:
             if name not in used:
-                user = "row of a table" if section in ("methods", "architectures") else "entry"
+                user = "row of a table or figure" if section in ("methods", "architectures") else "entry"
                 advice = nearest(name, undefined) if undefined else "use it or remove it"
                 yield f"{section}.{name}: defined, but no {user} uses it; {advice}"
 
@@ -405,6 +421,9 @@ def _impossible_pairs(experiment: Experiment) -> Iterable[str]:
         for row in table.rows
         if row.method in experiment.methods and row.architecture in experiment.architectures
     }
+    for figure in experiment.figures.values():
+        if figure.architecture in experiment.architectures:
+            used |= {(name, figure.architecture) for name in methods_of(figure) if name in experiment.methods}
     for method_name, architecture_name in sorted(used, key=str):
         method, architecture = experiment.methods[str(method_name)], experiment.architectures[str(architecture_name)]
         hidden = round(method.blocks.targets * method.blocks.target_scale[1] * architecture.patches)

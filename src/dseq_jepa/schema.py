@@ -102,7 +102,8 @@ def _targets(node: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _row(key: str, node: dict[str, Any], required: bool) -> str:
-    default = "required" if required else "below" if isinstance(node["default"], dict) else _code(node["default"])
+    given = node.get("default")
+    default = "required" if required else "below" if given and isinstance(given, dict) else _code(given)
     cells = (f"`{key}`", _type(node), default, _line(node.get("description", "")))
     return f"| {' | '.join(cells)} |"
 
