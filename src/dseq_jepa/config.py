@@ -385,6 +385,7 @@ LAYOUTS_OF_KIND: Mapping[str, tuple[str, ...]] = {
     "probe": ("imagenet", "inat21", "cub", "cars", "clevr"),
     "finetune": ("imagenet", "inat21", "cub", "cars"),
     "segment": ("ade20k",),
+    "detect": ("coco",),
 }
 """Layouts whose labels a kind of evaluation is about."""
 

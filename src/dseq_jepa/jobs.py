@@ -95,6 +95,7 @@ class EvaluateJob(Job, Generic[Settings]):
 ProbeJob = EvaluateJob[ProbeSettings]
 FinetuneJob = EvaluateJob[FinetuneSettings]
 SegmentJob = EvaluateJob[SegmentationSettings]
+DetectJob = EvaluateJob[DetectionSettings]
 AnyEvaluateJob = EvaluateJob[EvaluationSettings]
 
 

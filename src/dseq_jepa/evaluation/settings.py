@@ -149,7 +149,7 @@ class FinetuneSettings(TunedSettings):
     """Probability that a rectangle of a training image is replaced by noise."""
     test_resize: int = Field(256, ge=REFERENCE_SIZE)
     """Short side before the centre crop, for an encoder of 224 px; other sizes scale it. 224: crop_pct 1.0."""
-    architectures: dict[str, FinetuneChanges] = {}
+    architectures: dict[str, FinetuneChanges] = Field({})
     """What differs on some architectures, by their name."""
 
     @model_validator(mode="after")
@@ -216,4 +216,69 @@ class SegmentationSettings(TunedSettings):
         return self
 
 
-EvaluationSettings = Annotated[ProbeSettings | FinetuneSettings | SegmentationSettings, Field(discriminator="kind")]
+class DetectorSettings(Closed):
+    """Mask R-CNN with a simple feature pyramid; the defaults are detectron2's of ViTDet (docs/protocols.md 4)."""
+
+    width: int = Field(256, ge=1)
+    """Channels of the pyramid and of the convolutions of all heads."""
+    hidden: int = Field(1024, ge=1)
+    """Width of the fully connected layer of the box head."""
+    window: int | None = Field(None, ge=1)
+    """Side of the attention windows in patches (ViTDet: 14); the last block of every quarter sees the whole image.
+    null: all blocks do."""
+    relative_position: bool = False
+    """ViTDet's relative positions, learned from zero; engine detectron2 only."""
+    anchors_per_image: int = Field(256, ge=1)
+    """Anchors that the proposal loss samples, at most half of them positive."""
+    proposals_before: tuple[int, int] = (2000, 1000)
+    """Best anchors of each level before non-maximum suppression, in training and in testing."""
+    proposals_after: int = Field(1000, ge=1)
+    """Proposals of an image after it."""
+    regions_per_image: int = Field(512, ge=1)
+    """Proposals that the box and mask losses sample, at most a quarter of them positive."""
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    """Detections below it are dropped."""
+    detections_per_image: int = Field(100, ge=1)
+    """The best ones are kept; COCO counts 100."""
+
+
+class DetectionSettings(TunedSettings):
+    """Mask R-CNN on the whole encoder for detection and instance segmentation (docs/protocols.md 4)."""
+
+    kind: Literal["detect"]
+    """Object detection and instance segmentation."""
+    group: str = Field("detect", pattern=NAME)
+    """Its job's name; written to evaluate/<group>."""
+    engine: Literal["torchvision", "detectron2"] = "torchvision"
+    """torchvision: our loop on torchvision's parts; detectron2: its own model, trainer, mapper and evaluator, in an
+    environment that has it (workflow/envs/detectron2.yml)."""
+    image_size: int = Field(ge=16)
+    """Side in pixels of the square that pictures are fitted into, a multiple of two patches."""
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    """Large-scale jitter: a training picture is fitted into image_size times a factor of this range, then cropped."""
+    epochs: int = Field(ge=1)
+    """Passes over the training images that have objects."""
+    warmup_epochs: float = Field(ge=0)
+    """Linear warm-up from 0, then cosine to 0."""
+    detector: DetectorSettings = DetectorSettings()
+    """Sizes of the heads and numbers of regions."""
+    examples: int = Field(6, ge=1)
+    """Validation pictures shown in examples.png."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range [{low:g}, {high:g}] must be positive and rise")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is not less than epochs {self.epochs}")
+        if self.engine == "torchvision" and self.detector.relative_position:
+            raise ValueError("detector.relative_position belongs to engine: detectron2")
+        if self.engine == "detectron2" and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing belongs to engine: torchvision")
+        return self
+
+
+EvaluationSettings = Annotated[
+    ProbeSettings | FinetuneSettings | SegmentationSettings | DetectionSettings, Field(discriminator="kind")
+]
