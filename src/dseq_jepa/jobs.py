@@ -13,6 +13,7 @@ from dseq_jepa.config import ComputeSettings, Experiment, nearest
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.settings import (
+    DetectionSettings,
     EvaluationSettings,
     FinetuneSettings,
     ProbeSettings,
