@@ -43,8 +43,10 @@ def with_seeds(experiment: Experiment, seeds: list[int]) -> Experiment:
 
 def edit(results: Path, method: str, change: dict[str, Any], evaluation: str | None = None, seed: int = 0) -> Path:
     """Change a measurement file: its top level, or one of its evaluations."""
-    path = results / f"evaluate/classify/{method}/vit-mini/seed{seed}/metrics.json"
-    content = json.loads(path.read_text())
+    files = results.glob(f"evaluate/*/{method}/vit-mini/seed{seed}/metrics.json")
+    contents = {path: json.loads(path.read_text()) for path in files}
+    path = next(path for path, content in contents.items() if evaluation in (None, *content["evaluations"]))
+    content = contents[path]
     (content if evaluation is None else content["evaluations"][evaluation]).update(change)
     path.write_text(json.dumps(content))
     return path
@@ -56,7 +58,7 @@ def test_ours_stands_beside_the_papers(demo):
     assert cell.ours is not None
     assert (cell.ours.mean, cell.reported) == (pytest.approx(42.7), 66.2)
     assert (cell.ours.images, cell.ours.chance, cell.ours.seeds) == (400, 10.0, (0,))
-    assert cell.ours.runs == ("evaluate/classify/dseq-jepa/vit-mini/seed0",)
+    assert cell.ours.runs == ("evaluate/transfer/dseq-jepa/vit-mini/seed0",)
     assert row_of(table, "DSeq-JEPA").own_architecture == "ViT-mini/8"
 
 
@@ -159,11 +161,11 @@ def test_a_missing_file_is_named(demo):
 
 def test_a_missing_evaluation_is_named(demo):
     experiment, results = demo
-    path = results / "evaluate/classify/c-jepa/vit-mini/seed0/metrics.json"
+    path = results / "evaluate/transfer/c-jepa/vit-mini/seed0/metrics.json"
     content = json.loads(path.read_text())
     del content["evaluations"]["cub-linear"]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf'{path}: has no evaluation "cub-linear" \(it has imagenet-linear'):
+    with pytest.raises(UserError, match=rf'{path}: has no evaluation "cub-linear" \(it has cars-linear'):
         table_of(experiment, results)
 
 

@@ -91,7 +91,7 @@ def test_csv_is_tidy_and_complete(table1: Table):
     )
     assert (record["images"], record["chance"], record["seeds"], record["values"]) == ("400", "10.0", "0", "42.7")
     assert (record["code_version"], record["config_digest"]) == ("v1", "digest-dseq-jepa")
-    assert record["run"] == "evaluate/classify/dseq-jepa/vit-mini/seed0"
+    assert record["run"] == "evaluate/transfer/dseq-jepa/vit-mini/seed0"
     assert all(bool(r["ours"]) != bool(r["reason"]) for r in records)
 
 
@@ -236,7 +236,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(request: pytest.Fixtur
     anchors = {str(attributes["href"]) for tag, attributes in page.attributes if tag == "a"}
     assert {href[1:] for href in anchors if href.startswith("#")} == targets
     runs = {href for href in anchors if not href.startswith("#")}
-    assert all(re.fullmatch(r"\.\./evaluate/classify/[a-z-]+/vit-mini/seed0/", href) for href in runs)
+    assert all(re.fullmatch(r"\.\./evaluate/(classify|transfer)/[a-z-]+/vit-mini/seed0/", href) for href in runs)
     if spoil:
         assert SPECIAL in page.text, "escaped more or less than once"
 

@@ -6,6 +6,7 @@ pytest tests/workflow/test_workflow.py       # about four minutes on two cores
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from dseq_jepa.config import load
+from dseq_jepa.jobs import pretrain_job
 from tests.workflow.project import NOTHING, ROOT, Project, jobs, replaced
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -211,6 +214,28 @@ def test_the_paper_is_planned_without_its_data(tmp_path: Path):
     assert planned["data_check"] == 5
     assert planned["render"] == 2
     assert "miniature" not in planned
+
+
+@pytest.mark.parametrize(("name", "runs"), [("demo", 13), ("paper", 19)])
+def test_the_plan_has_each_distinct_pre_training_exactly_once(name: str, runs: int, tmp_path: Path):
+    """Tables share their baseline rows: four systems and nine ablations; the paper has six more, on ViT-L and ViT-H."""
+    experiment = load(ROOT / "configs" / f"{name}.yaml")
+    project = Project.at(tmp_path / "project", (ROOT / "configs" / f"{name}.yaml").read_text())
+    shown = project.run("--dry-run", "tables").stdout
+    planned = re.findall(
+        r"^rule pretrain:\n(?: .*\n)*? +wildcards: method=(\S+), architecture=(\S+), seed=(\d+)", shown, re.MULTILINE
+    )
+    rows = [row for table in experiment.tables.values() for row in table.rows if row.method]
+    assert len(rows) > len(planned), "no two tables would share a row"
+    wanted = {(row.method, row.architecture, str(seed)) for row in rows for seed in experiment.seeds}
+    assert len(planned) == len(set(planned)) == runs
+    assert set(planned) == wanted
+
+    def nameless_digest(method: str, architecture: str, seed: str) -> str:
+        job = pretrain_job(experiment, method, architecture, int(seed))
+        return job.model_copy(update={"model": job.model.model_copy(update={"method": "any"})}).digest
+
+    assert len({nameless_digest(*run) for run in planned}) == runs, "two entries are the same pre-training"
 
 
 def test_a_failing_job_shows_its_log(tmp_path: Path):
