@@ -52,12 +52,20 @@ class FinetuneView:
         """The policy with the parameters that timm's create_transform gives it."""
         if self.policy is None:
             return None
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data import auto_augment
 
         parameters = {
             "translate_const": int(self.image_size * 0.45),
             "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
             "interpolation": Image.Resampling.BICUBIC,
         }
-        augment: Callable[[Image.Image], Image.Image] = rand_augment_transform(self.policy, parameters)
-        return augment
+        augment = auto_augment.rand_augment_transform(self.policy, parameters)
+
+        def posterize(image: Image.Image, bits: int, fillcolor: object, resample: object) -> Image.Image:
+            """Timm's, and black for the 0 bits of the greatest magnitude, which Pillow refuses since version 12."""
+            return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+        for operation in augment.ops:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = posterize
+        return augment  # type: ignore[no-any-return]

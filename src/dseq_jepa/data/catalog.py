@@ -9,7 +9,6 @@ fingerprint of names, sizes, annotation files and sampled content, so that resul
 
 import hashlib
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseq_jepa.data.layouts import LAYOUTS, Part, Target, pictures_in, read_json, require_on_disk
+from dseq_jepa.data.ade20k import check_pairs, read_pairs
+from dseq_jepa.data.layouts import LAYOUTS, Part, Target, read_json, require_on_disk
 from dseq_jepa.data.names import Names
 from dseq_jepa.data.settings import DatasetSettings, Layout
 from dseq_jepa.errors import UserError
@@ -215,7 +215,7 @@ def check(name: str, settings: DatasetSettings, *, full: bool = False) -> dict[s
     }
 
 
-def _read_all(settings: DatasetSettings) -> tuple[dict[str, Names], int]:
+def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
     """Names of both splits and the number of classes."""
     if settings.layout in ("coco", "ade20k"):
         read = _read_coco if settings.layout == "coco" else _read_ade20k
@@ -241,23 +241,16 @@ def _read_coco(root: Path, part: str) -> tuple[Names, int]:
     return names, classes
 
 
-def _read_ade20k(root: Path, part: str) -> tuple[Names, int]:
-    folder = {"train": "training", "val": "validation"}[part]
-    names = Names(f"images/{folder}/{file}" for file in pictures_in(root / "images" / folder))
-    if not len(names):
-        raise UserError(f"{root / 'images' / folder}: expected pictures here, found none")
-    require_on_disk(root, _ade20k_masks(names))
-    return names, ENTRIES["ade20k"].classes
+def _read_ade20k(root: Path, part: Part) -> tuple[Names, int]:
+    pairs = read_pairs(root, part)
+    check_pairs(pairs)
+    return pairs.pictures, ENTRIES["ade20k"].classes
 
 
-def _ade20k_masks(names: Iterable[str]) -> list[str]:
-    return [f"annotations/{name.split('/', 1)[1].rsplit('.', 1)[0]}.png" for name in names]
-
-
-def _masks(settings: DatasetSettings, parts: dict[str, Names]) -> list[str]:
+def _masks(settings: DatasetSettings, parts: dict[Part, Names]) -> list[str]:
     if settings.layout != "ade20k":
         return []
-    return [mask for names in parts.values() for mask in _ade20k_masks(names)]
+    return [mask for part in parts for mask in read_pairs(settings.root, part).masks]
 
 
 def _require_count(root: Path, key: str, expected: int | None, found: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from dseq_jepa.data.ade20k import NAMES
 from dseq_jepa.data.miniature.drawing import Colour, Floats, Frame, Map, Sprite, clouds, hsv, photograph
 from dseq_jepa.data.miniature.labelled import Part, Task, save_jpeg, save_png
 from dseq_jepa.data.miniature.objects import Car, draw_ball, draw_car, draw_person
@@ -20,20 +21,6 @@ FOLDERS: dict[Part, tuple[str, str]] = {"train": ("training", "ADE_train"), "val
 
 OTHER = 0
 """The label of what belongs to no class; a loose ball."""
-NAMES = tuple(
-    """wall|building|sky|floor|tree|ceiling|road|bed|windowpane|grass|cabinet|sidewalk|person|earth|door|table|mountain
-    |plant|curtain|chair|car|water|painting|sofa|shelf|house|sea|mirror|rug|field|armchair|seat|fence|desk|rock|wardrobe
-    |lamp|bathtub|railing|cushion|base|box|column|signboard|chest of drawers|counter|sand|sink|skyscraper|fireplace
-    |refrigerator|grandstand|path|stairs|runway|case|pool table|pillow|screen door|stairway|river|bridge|bookcase|blind
-    |coffee table|toilet|flower|book|hill|bench|countertop|stove|palm|kitchen island|computer|swivel chair|boat|bar
-    |arcade machine|hovel|bus|towel|light|truck|tower|chandelier|awning|streetlight|booth|television|airplane
-    |dirt track|apparel|pole|land|bannister|escalator|ottoman|bottle|buffet|poster|stage|van|ship|fountain
-    |conveyer belt|canopy|washer|plaything|swimming pool|stool|barrel|basket|waterfall|tent|bag|minibike|cradle|oven
-    |ball|food|step|tank|trade name|microwave|pot|animal|bicycle|lake|dishwasher|screen|blanket|sculpture|hood|sconce
-    |vase|traffic light|tray|ashcan|fan|pier|crt screen|plate|monitor|bulletin board|shower|radiator|glass|clock
-    |flag""".replace("\n    |", "|").split("|")
-)
-"""The 150 classes in the order of their ids, 1 to 150."""
 ID = {name: index + 1 for index, name in enumerate(NAMES)}
 
 
