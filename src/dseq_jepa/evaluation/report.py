@@ -8,7 +8,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ from dseq_jepa.provenance import code_version
 METRICS = "metrics.json"
 RECORDS = "records.csv.gz"
 COLUMNS = ("evaluation", "image", "label", "prediction", "correct")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trained model is worth."""
+
+    result: dict[str, Any]
+    """Its entry in metrics.json: value, values, metric, n, chance."""
+    records: str
+    """Lines of records.csv, without heading."""
+    columns: Sequence[str]
+    """Their heading."""
+    skipped: int
+    """Test pictures that could not be read."""
+    pictures: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    """Further artefacts by file name, each written by a function of its path."""
 
 
 def top1(predicted_HN: NDArray[np.int64], truth_N: NDArray[np.int64]) -> list[float]:
@@ -72,9 +89,9 @@ def record_lines(evaluation: str, split: Split, ids: NDArray[np.int64], predicte
     return buffer.getvalue()
 
 
-def write_records(out: Path, lines: Sequence[str]) -> None:
+def write_records(out: Path, lines: Sequence[str], columns: Sequence[str] = COLUMNS) -> None:
     """records.csv.gz: equal records give equal bytes."""
-    text = ",".join(COLUMNS) + "\n" + "".join(lines)
+    text = ",".join(columns) + "\n" + "".join(lines)
     with (
         atomically(out / RECORDS) as temporary,
         temporary.open("wb") as raw,

@@ -1,0 +1,277 @@
+"""Training a whole network on labels, for minutes or days: the loop, its state and its journal.
+
+    run(job, Path("out/encoder.safetensors"), Path("out"), FinetuneTask)
+
+What is trained is a `Task` (finetune.py, segmentation.py). Killed at any moment, the same command goes on from the last
+state; on a CPU the result is the same to the bit. State lies in out/state/<digest of settings and encoder>, is checked
+when read, and is safe to delete when metrics.json is there.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dseq_jepa.data.decode import DECODER
+from dseq_jepa.data.loaders import Batch
+from dseq_jepa.errors import Interrupted, UserError
+from dseq_jepa.evaluation import report
+from dseq_jepa.evaluation.backbone import layer_groups
+from dseq_jepa.evaluation.settings import TunedSettings
+from dseq_jepa.files import file_sha256
+from dseq_jepa.jobs import EvaluateJob, canonical
+from dseq_jepa.journal import Journal
+from dseq_jepa.progress import Progress
+from dseq_jepa.provenance import Provenance, run_tags
+from dseq_jepa.training import distributed
+from dseq_jepa.training.checkpoint import StateStore, restore, training_state
+from dseq_jepa.training.distributed import World
+
+SAVE_SECONDS = 600.0
+"""Longest work that a kill without warning can cost."""
+_LOG_POINTS, _MOST_STEPS = 20, 50
+"""At least so many journal points, at most so many steps between two."""
+
+
+class Task(Protocol):
+    """What is trained and how it is judged."""
+
+    name: str
+    """Of the evaluation."""
+    steps: int
+    """Of the whole training."""
+    epoch_steps: int
+    """Steps of one pass over the training images."""
+
+    @property
+    def settings(self) -> TunedSettings:
+        """Of the evaluation."""
+
+    @property
+    def model(self) -> nn.Module:
+        """On the world's device; its encoder is `backbone`."""
+
+    def rate(self, step: int) -> float:
+        """The head's learning rate."""
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """This rank's part of every batch from a step on."""
+
+    def loss(self, run: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss over this rank's images; `run` is the model on all ranks."""
+
+    def measure(self) -> report.Measured:
+        """How good the trained model is; every rank calls this."""
+
+
+MakeTask = Callable[[EvaluateJob[Any], Path, World], Task]
+
+
+def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask) -> Path:
+    """Train and measure the one evaluation of a job, from its last state if there is one.
+
+    Args:
+        job: the resolved settings.
+        encoder: encoder.safetensors; its card lies beside it.
+        out: receives metrics.json, records.csv.gz, provenance.json and journal.jsonl.
+        make: builds the task on this rank.
+
+    Returns:
+        metrics.json.
+
+    Raises:
+        UserError: bad data, a loss that is no number, a full disk.
+        Interrupted: a signal asked to stop; the state is saved.
+
+    """
+    world = distributed.start(job.compute)
+    try:
+        if world.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+        torch.manual_seed(job.model.seed)
+        tuning = Tuning(job, make(job, encoder, world), identity(job, encoder), out, world)
+        try:
+            tuning.train()
+            return tuning.publish()
+        except UserError as error:
+            if tuning.journal:
+                tuning.journal.event("failed", text=str(error))
+            raise
+    finally:
+        distributed.stop()
+
+
+def identity(job: EvaluateJob[Any], encoder: Path) -> str:
+    """What a state belongs to: settings, weights and card."""
+    files = (file_sha256(path) for path in (encoder, encoder.with_suffix(".json")))
+    return hashlib.sha256(canonical([job.digest, *files]).encode()).hexdigest()[:16]
+
+
+class Tuning:
+    """One training on this rank."""
+
+    def __init__(self, job: EvaluateJob[Any], task: Task, digest: str, out: Path, world: World) -> None:
+        self.job, self.task, self.out, self.world = job, task, out, world
+        self.provenance = Provenance.begin(job.to_json(), job.digest)
+        groups = layer_groups(task.model, task.settings)
+        self.optimizer = torch.optim.AdamW(groups, lr=task.rate(0), betas=task.settings.betas, fused=True)
+        self.run: nn.Module = task.model
+        if world.size > 1:
+            self.run = DistributedDataParallel(task.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.log_every = max(1, min(_MOST_STEPS, task.steps // _LOG_POINTS))
+        self.store = StateStore(out / "state" / digest)
+        self.step, self.seconds = 0, 0.0
+        # Since the last log point: sum of losses. In the first epoch: pictures that could not be read.
+        self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
+        self._stop_signal: int | None = None
+        self.journal = self._resume()
+
+    def _resume(self) -> Journal | None:
+        """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
+        state, warnings = self.store.newest()
+        if state is not None:
+            restore(state, self.run, self.optimizer)
+            self.step, self.seconds = state["step"], state["seconds"]
+            if self.world.is_main:  # what the ranks had counted together goes on in one of them
+                self.loss_sum += self.world.size * state["loss_sum"].to(self.world.device)
+                self.skipped = state["skipped"]
+        distributed.barrier()  # every rank has read before the first one writes
+        if not self.world.is_main:
+            return None
+        # The journal lies with its state: a changed configuration starts another one and leaves this one whole.
+        path = self.store.directory / "journal.jsonl"
+        journal = Journal.resume(path, state["journal"] if state is not None else 0)
+        (self.out / "journal.jsonl").unlink(missing_ok=True)
+        os.link(path, self.out / "journal.jsonl")
+        journal.start(run_tags("evaluate", self.job), steps=self.task.steps)
+        if state is None:
+            journal.params(json.loads(self.job.to_json()))
+        for warning in warnings:
+            journal.event("warning", text=warning)
+        return journal
+
+    def train(self) -> None:
+        """All remaining steps."""
+        task = self.task
+        if self.step == task.steps:
+            return
+        self.run.train()
+        self._catch_signals()
+        label = f"{task.name}: training"
+        progress = Progress(task.steps, label, start=self.step) if self.journal else None
+        last_saved = time.monotonic()
+        for batch in task.batches(self.step):
+            self._optimise(batch)
+            if progress:
+                progress.advance(images=task.settings.batch_size)
+            log_point = self.step % self.log_every == 0 or self.step == task.steps
+            if log_point:
+                self._log(progress)
+            # Ranks agree on stopping and saving at log points only: asking costs them a wait for one another.
+            ask = log_point or self.world.size == 1
+            stopping = ask and self._any_rank(self._stop_signal is not None)
+            due = ask and self._any_rank(time.monotonic() - last_saved > SAVE_SECONDS)
+            if stopping or due or self.step == task.steps:
+                self._save()
+                last_saved = time.monotonic()
+            if stopping and self.step < task.steps:
+                raise Interrupted(
+                    f"stopped by signal {self._stop_signal} after step {self.step} of {task.steps}; the state is "
+                    "saved, the same command goes on from here."
+                )
+        if progress:
+            progress.close()
+
+    def _optimise(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        rate = self.task.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        bf16 = self.task.settings.precision == "bf16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
+            loss = self.task.loss(self.run, batch)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss_sum += loss.detach()
+        self.skipped += batch.skipped if self.step < self.task.epoch_steps else 0
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+
+    def _log(self, progress: Progress | None) -> None:
+        """The mean loss since the last log point; a NaN is noticed here.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+
+        """
+        name, since = self.task.name, (self.step - 1) % self.log_every + 1
+        loss = float(distributed.all_sum(self.loss_sum)) / (since * self.world.size)
+        if not torch.isfinite(torch.tensor(loss)):
+            raise UserError(
+                f"evaluations.{name}: the loss is {loss} at step {self.step} of {self.task.steps}; lower learning_rate "
+                f"{self.task.settings.learning_rate:g}. Nothing was saved since the last state."
+            )
+        self.loss_sum.zero_()
+        if self.journal is None or progress is None:
+            return
+        rate = self.task.rate(self.step - 1)
+        self.journal.metrics(self.step, {f"{name}/loss": loss, f"{name}/learning_rate": rate})
+        progress.show(loss=loss)
+
+    def _save(self) -> None:
+        """State after `self.step` steps. Gathering is collective; rank 0 writes."""
+        state = training_state(self.run, self.optimizer)
+        loss_sum = distributed.all_sum(self.loss_sum).cpu() / self.world.size
+        skipped = self._all_skipped()
+        if self.journal is None:
+            return
+        state |= {"step": self.step, "seconds": self.seconds, "loss_sum": loss_sum, "skipped": skipped}
+        self.store.save(self.step, state | {"journal": self.journal.sync()})
+
+    def publish(self) -> Path:
+        """Measure the trained model and write the artefacts."""
+        task, began = self.task, time.perf_counter()
+        task.model.eval()
+        with torch.no_grad():
+            measured = task.measure()
+        skipped = measured.skipped + self._all_skipped()
+        if self.journal is not None:
+            seconds = round(self.seconds + time.perf_counter() - began, 3)
+            result = {**measured.result, "steps": self.step, "skipped_images": skipped, "seconds": seconds}
+            for artefact, draw in measured.pictures.items():
+                draw(self.out / artefact)
+            report.write_records(self.out, [measured.records], measured.columns)
+            fingerprints = {name: settings.fingerprint for name, settings in self.job.data.items()}
+            self.provenance.finish(self.out, data=fingerprints, decoder=DECODER)
+            values = {f"{task.name}/{key}": float(value) for key, value in measured.result["values"].items()}
+            self.journal.metrics(self.step, values)
+            self.journal.event("finished", evaluations=[task.name])
+            self.journal.sync()
+            self.journal.close()
+            report.write_metrics(self.out, self.job, {task.name: result})
+        return self.out / report.METRICS
+
+    def _all_skipped(self) -> int:
+        return int(distributed.all_sum(torch.tensor(self.skipped, device=self.world.device)))
+
+    def _catch_signals(self) -> None:
+        def note(number: int, _frame: object) -> None:
+            self._stop_signal = number
+
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, note)
+
+    def _any_rank(self, here: bool) -> bool:
+        """Whether it is so on any rank; the same answer on all."""
+        if self.world.size == 1:
+            return here
+        return bool(distributed.all_sum(torch.tensor(int(here), device=self.world.device)))
