@@ -142,7 +142,7 @@ def _left(points: list[dict[str, Any]], steps: int | None) -> float | None:
     ]
     if not steps or not paces or points[-1]["step"] < points[0]["step"]:
         return None
-    return sorted(paces)[len(paces) // 2] * max(0, steps - points[-1]["step"])
+    return sorted(paces)[len(paces) // 2] * max(0, steps - int(points[-1]["step"]))
 
 
 def _locked_files() -> set[int]:
