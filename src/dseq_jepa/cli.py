@@ -378,6 +378,37 @@ def why(
     typer.echo(reasons.script(table, cell) if script else reasons.explain(table, cell))
 
 
+@app.command(epilog="Example: dseq-jepa report --config configs/demo.yaml --reported configs/reported_values.csv")
+def report(
+    reported: Annotated[Path, typer.Option(help="The paper's values, configs/reported_values.csv.")],
+    figures: Annotated[
+        list[Path] | None, typer.Argument(help="PNG files to show; all of <results>/figures unless given.")
+    ] = None,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    results: Results = None,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Name tables whose measurements are missing and go on without them.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; <results>/report.html unless given.")
+    ] = None,
+) -> None:
+    """Write one page about everything that was measured; it opens without a network."""
+    from dseq_jepa.report.job import ReportJob, report_job
+    from dseq_jepa.report.page import write_report
+
+    if settings is not None:
+        if results is None:
+            raise UserError("--settings describes a report and not where its measurements are; give --results")
+        job, folder = ReportJob.parse(settings), results
+    else:
+        experiment = _experiment(config)
+        job, folder = report_job(experiment), results or experiment.directory
+    shown = sorted((folder / "figures").glob("*.png")) if figures is None else figures
+    typer.echo(write_report(job, folder, reported, shown, out or folder / "report.html", incomplete=incomplete))
+
+
 def _results(config: Path | None, results: Path | None) -> tuple[Path, str]:
     """A results folder and the name of its MLflow experiment."""
     if results is not None:
