@@ -118,7 +118,9 @@ def ade20k(root: Path) -> None:
     for folder, count in (("training", 3), ("validation", 2)):
         for i in range(count):
             put(root, f"images/{folder}/ADE_{i}.jpg")
-            put(root, f"annotations/{folder}/ADE_{i}.png")
+            mask = root / f"annotations/{folder}/ADE_{i}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (5, 4), 7 + i).save(mask)
 
 
 MAKERS: dict[str, tuple[Layout, Callable[[Path], None], tuple[int, int], int]] = {
@@ -274,10 +276,10 @@ def test_a_target_that_the_layout_lacks_is_refused(tmp_path: Path, kind: str, ta
         load_split(made(tmp_path, kind), "train", target)
 
 
-@pytest.mark.parametrize("kind", ["cub", "cars", "clevr", "coco", "ade20k", "inat21_json"])
+@pytest.mark.parametrize("kind", ["cub", "cars", "clevr", "coco", "inat21_json"])
 def test_a_listed_file_that_is_not_on_disk_is_named(tmp_path: Path, kind: str) -> None:
     settings = made(tmp_path, kind)
-    victim = sorted(settings.root.rglob("*.png" if kind in ("ade20k", "clevr") else "*.jpg"))[-1]
+    victim = sorted(settings.root.rglob("*.png" if kind == "clevr" else "*.jpg"))[-1]
     victim.unlink()
     with pytest.raises(UserError, match=rf"{victim.name}: listed but not on disk \(1 such files\)"):
         check("data", settings)

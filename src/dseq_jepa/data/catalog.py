@@ -223,6 +223,9 @@ def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
         _require_count(settings.root, "train_images", settings.train_images, len(train_names))
         _require_count(settings.root, "val_images", settings.val_images, len(val_names))
         _require_count(settings.root, "classes", settings.classes, classes)
+        if settings.layout == "ade20k":
+            check_pairs(read_pairs(settings.root, "train"))
+            check_pairs(read_pairs(settings.root, "val"))
         return {"train": train_names, "val": val_names}, classes
     target: Target = "count" if settings.layout == "clevr" else "class"
     train, val = load_split(settings, "train", target), load_split(settings, "val", target)
@@ -242,9 +245,7 @@ def _read_coco(root: Path, part: str) -> tuple[Names, int]:
 
 
 def _read_ade20k(root: Path, part: Part) -> tuple[Names, int]:
-    pairs = read_pairs(root, part)
-    check_pairs(pairs)
-    return pairs.pictures, ENTRIES["ade20k"].classes
+    return read_pairs(root, part).pictures, ENTRIES["ade20k"].classes
 
 
 def _masks(settings: DatasetSettings, parts: dict[Part, Names]) -> list[str]:
