@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from dseq_jepa import jobs
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
+from dseq_jepa.figures.job import figure_job
 from dseq_jepa.tables.job import table_job
 
 # Jobs run the `dseq-jepa` that belongs to the interpreter which runs Snakemake, activated environment or not.
@@ -46,6 +47,7 @@ wildcard_constraints:
     architecture="|".join(EXPERIMENT.architectures),
     group="|".join(EXPERIMENT.groups),
     table="|".join(EXPERIMENT.tables),
+    figure="|".join(EXPERIMENT.figures) or "(?!)",
     seed=r"\d+",
 
 
@@ -135,6 +137,30 @@ def files_of(names):
     return [at(f"tables/{name}.{kind}") for name in names for kind in ("csv", "md", "tex", "html")]
 
 
+def files_of_figures(names):
+    """The files of figures, by name."""
+    return [at(f"figures/{name}.{kind}") for name in names for kind in ("png", "pdf", "caption.md")]
+
+
+def of_figure(wildcards, file):
+    """An artefact of every run that a figure shows."""
+    models = figure_job(EXPERIMENT, wildcards.figure).models
+    return [file.format(method=model.method, architecture=model.architecture, seed=model.seed) for model in models]
+
+
+def checkpoints_of_figure(wildcards):
+    """The kept checkpoints that a figure shows."""
+    percents = figure_job(EXPERIMENT, wildcards.figure).kept
+    files = [of_model("pretrain", f"checkpoint-{percent:03d}.safetensors") for percent in percents]
+    return [path for file in files for path in of_figure(wildcards, file)]
+
+
+def runs_of_figure(wildcards):
+    """The pre-trainings whose journals a figure shows, by the file that says that they are finished."""
+    job = figure_job(EXPERIMENT, wildcards.figure)
+    return [] if job.kept else of_figure(wildcards, of_model("pretrain", "run.json"))
+
+
 def every_metric():
     """Measurements of all tables; a model that two tables need appears once."""
     return sorted({path for table in EXPERIMENT.tables.values() for path in metrics_of(table)})
@@ -165,6 +191,7 @@ def every_artefact():
         *measured,
         *(path.replace("metrics.json", "records.csv.gz") for path in measured),
         *files_of(EXPERIMENT.tables),
+        *files_of_figures(EXPERIMENT.figures),
         at("tracking/synced.json"),
     ]
 
@@ -198,6 +225,21 @@ def data_of(wildcards):
 def table_of(wildcards):
     """What the job of a table is given."""
     return table_job(EXPERIMENT, wildcards.table).to_json()
+
+
+def gpus_of_figure(wildcards):
+    """A figure of journals needs no GPU."""
+    return GPUS if figure_job(EXPERIMENT, wildcards.figure).kept else 0
+
+
+def digest_of_figure(wildcards):
+    """What identifies a figure."""
+    return figure_job(EXPERIMENT, wildcards.figure).digest
+
+
+def settings_of_figure(wildcards, input):
+    """What the job of a figure is given."""
+    return figure_job(EXPERIMENT, wildcards.figure).to_json()
 
 
 # A job is given its settings as JSON. What Snakemake records, and reruns a job for when it changes, is their digest:
