@@ -21,7 +21,7 @@ def step(job: PretrainJob, out: Path) -> None:
     world = distributed.start(job.compute)
     run = Run(job, out / "run", world)
     run.model.train()
-    batch = next(run._batches())
+    batch = next(run.batches())
     output = run.model(normalise(batch.images_BCHW), batch.ids_B.numpy(), Moment(job.model.seed, 7, 0.5))
     output.loss.backward()
     gradients = {

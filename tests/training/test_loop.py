@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_computed_again_and_its_lost_artefacts_come_back(
     settings = job(pictures)
     pretrain(settings, tmp_path)
     (tmp_path / checkpoint_name(50)).unlink()
-    monkeypatch.setattr(Run, "_optimise", lambda *_: pytest.fail("a finished run trained again"))
+    monkeypatch.setattr(Run, "optimise", lambda *_: pytest.fail("a finished run trained again"))
     pretrain(settings, tmp_path)
     assert_same_run(tmp_path, undisturbed)
     for percent in (25, 50, 75, 100):
@@ -133,7 +133,7 @@ def test_a_changed_configuration_starts_anew_and_the_old_run_can_be_gone_back_to
     pretrain(job(pictures), tmp_path)
     pretrain(job(pictures, epochs=1), tmp_path)
     assert max(metrics(tmp_path)) == 6
-    monkeypatch.setattr(Run, "_optimise", lambda *_: pytest.fail("a finished run trained again"))
+    monkeypatch.setattr(Run, "optimise", lambda *_: pytest.fail("a finished run trained again"))
     pretrain(job(pictures), tmp_path)
     assert_same_run(tmp_path, undisturbed)
 
@@ -194,7 +194,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_state_stays(pictures: Pa
 def test_a_loss_that_is_no_number_stops_with_step_rate_and_images(pictures: Path, tmp_path: Path) -> None:
     settings = job(pictures, save_every_minutes=FAST)
     run = Run(settings, tmp_path, start(settings.compute))
-    optimise = run._optimise
+    optimise = run.optimise
     poisoned: list[list[int]] = []
 
     def poison(batch: object) -> object:
@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_images(pictures: Path
             poisoned.append(batch.ids_B.tolist())
         return optimise(batch)
 
-    run._optimise = poison
+    run.optimise = poison
     with pytest.raises(UserError) as error:
         run.train()
     message = str(error.value)

@@ -152,8 +152,8 @@ class Run:
         )
         self._catch_signals()
         last_saved, clock = time.monotonic(), _Clock()
-        for batch, waited in _timed(self._batches()):
-            output = self._optimise(batch)
+        for batch, waited in _timed(self.batches()):
+            output = self.optimise(batch)
             self.step += 1
             clock.images += self.recipe.batch_size
             clock.waited += waited
@@ -205,7 +205,8 @@ class Run:
         self.journal.close()
         write_atomically(self.out / "run.json", json.dumps(summary, indent=2))
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """This rank's share of all remaining batches."""
         return pretraining_batches(
             self.split,
             image_size=self.job.architecture.image_size,
@@ -219,7 +220,7 @@ class Run:
             loading=self.job.loading,
         )
 
-    def _optimise(self, batch: Batch) -> StepOutput:
+    def optimise(self, batch: Batch) -> StepOutput:
         """One optimizer step; gradients of several parts are summed when accumulating."""
         began = time.perf_counter()
         t, parts = self.step, self.recipe.accumulation
