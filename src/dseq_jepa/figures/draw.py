@@ -5,12 +5,8 @@ dseq-jepa figures --config configs/demo.yaml --figure figure4        # seconds o
 
 from pathlib import Path
 
-from dseq_jepa.figures.clusters import draw_clusters
-from dseq_jepa.figures.course import draw_course
 from dseq_jepa.figures.job import FigureJob
-from dseq_jepa.figures.panels import draw_panels
 from dseq_jepa.figures.settings import ClustersSettings, CourseSettings, PanelsSettings, StepLossSettings
-from dseq_jepa.figures.steps import draw_step_losses
 
 
 def write_figure(job: FigureJob, results: Path, out: Path) -> list[Path]:
@@ -28,12 +24,20 @@ def write_figure(job: FigureJob, results: Path, out: Path) -> list[Path]:
         UserError: when a checkpoint or journal is missing, damaged or of another architecture, or pictures are.
 
     """
-    match job.figure:
+    match job.figure:  # a figure of journals needs no torch
         case PanelsSettings():
+            from dseq_jepa.figures.panels import draw_panels
+
             return draw_panels(job, job.figure, results, out)
         case StepLossSettings():
+            from dseq_jepa.figures.steps import draw_step_losses
+
             return draw_step_losses(job, job.figure, results, out)
         case ClustersSettings():
+            from dseq_jepa.figures.clusters import draw_clusters
+
             return draw_clusters(job, job.figure, results, out)
         case CourseSettings():
+            from dseq_jepa.figures.course import draw_course
+
             return draw_course(job, job.figure, results, out)
