@@ -75,7 +75,9 @@ class Task(Protocol):
 MakeTask = Callable[[EvaluateJob[Any], Path, World], Task]
 
 
-def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask) -> Path:
+def run(
+    job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "type[Tuning] | None" = None
+) -> Path:
     """Train and measure the one evaluation of a job, from its last state if there is one.
 
     Args:
@@ -83,6 +85,7 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask) -> Path
         encoder: encoder.safetensors; its card lies beside it.
         out: receives metrics.json, records.csv.gz, provenance.json and journal.jsonl.
         make: builds the task on this rank.
+        kind: the loop; Tuning unless given.
 
     Returns:
         metrics.json.
@@ -97,7 +100,7 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask) -> Path
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(job.model.seed)
-        tuning = Tuning(job, make(job, encoder, world), identity(job, encoder), out, world)
+        tuning = (kind or Tuning)(job, make(job, encoder, world), identity(job, encoder), out, world)
         try:
             tuning.train()
             return tuning.publish()
@@ -121,8 +124,7 @@ class Tuning:
     def __init__(self, job: EvaluateJob[Any], task: Task, digest: str, out: Path, world: World) -> None:
         self.job, self.task, self.out, self.world = job, task, out, world
         self.provenance = Provenance.begin(job.to_json(), job.digest)
-        groups = layer_groups(task.model, task.settings)
-        self.optimizer = torch.optim.AdamW(groups, lr=task.rate(0), betas=task.settings.betas, fused=True)
+        self.optimizer = self.build_optimizer()
         self.run: nn.Module = task.model
         if world.size > 1:
             self.run = DistributedDataParallel(task.model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -133,6 +135,11 @@ class Tuning:
         self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
         self._stop_signal: int | None = None
         self.journal = self._resume()
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with layer-wise rates."""
+        groups = layer_groups(self.task.model, self.task.settings)
+        return torch.optim.AdamW(groups, lr=self.task.rate(0), betas=self.task.settings.betas, fused=True)
 
     def _resume(self) -> Journal | None:
         """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
