@@ -124,13 +124,14 @@ def _evaluation(kind: type[AnyJob], verb: str, group: str | None) -> Callable[["
 
     def build(experiment: "Experiment", method: str, architecture: str, seed: int) -> AnyJob:
         from dseq_jepa.config import nearest
-        from dseq_jepa.jobs import evaluate_job
+        from dseq_jepa.jobs import CostJob, cost_job, evaluate_job
 
+        resolve = cost_job if kind is CostJob else evaluate_job
         groups = experiment.groups_of_kind(verb)
         name = group if group is not None else next(iter(groups), "")
         if name not in groups:
             raise UserError(f"--group: no evaluations of kind {verb} are in a group {name!r}; {nearest(name, groups)}")
-        return kind.parse(evaluate_job(experiment, name, method, architecture, seed).to_json())
+        return kind.parse(resolve(experiment, name, method, architecture, seed).to_json())
 
     return build
 
@@ -280,6 +281,27 @@ def tables(
     for job in jobs:
         for path in write_table(job, folder, reported, out or folder / "tables"):
             typer.echo(path)
+
+
+@app.command(epilog="Example: dseq-jepa cost --config configs/demo.yaml --method dseq-jepa --out out/")
+def cost(
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    group: GroupName = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Measure what a pre-training costs: time, memory and multiply-adds of its real steps."""
+    from dseq_jepa.jobs import CostJob
+
+    job = _resolve(CostJob, settings, _evaluation(CostJob, "cost", group), config, (method, architecture, seed))
+    _spread(job)
+    with _alone_in(out):
+        from dseq_jepa.cost.measure import measure
+
+        measure(job, out)
 
 
 @app.command(epilog="Example: dseq-jepa figures --config configs/demo.yaml --figure figure4")

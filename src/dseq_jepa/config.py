@@ -386,6 +386,7 @@ LAYOUTS_OF_KIND: Mapping[str, tuple[str, ...]] = {
     "finetune": ("imagenet", "inat21", "cub", "cars"),
     "segment": ("ade20k",),
     "detect": ("coco",),
+    "cost": ("imagenet", "inat21", "cub", "cars", "clevr"),
 }
 """Layouts whose labels a kind of evaluation is about."""
 
@@ -396,6 +397,8 @@ def _bad_targets(experiment: Experiment) -> Iterable[str]:
         data = experiment.data.get(evaluation.data)
         if data is None:
             continue
+        if evaluation.kind == "cost" and evaluation.data != experiment.pretraining_data:
+            yield f"evaluations.{key}.data: a pre-training costs what it does on {experiment.pretraining_data}; name that"
         valid = LAYOUTS_OF_KIND[evaluation.kind]
         if data.layout not in valid:
             yield f"evaluations.{key}.data: a {evaluation.kind} cannot use {data.layout}; it takes {', '.join(valid)}"

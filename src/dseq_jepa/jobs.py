@@ -10,6 +10,7 @@ from typing import Generic, Self, TypeVar
 
 from dseq_jepa.closed import Closed
 from dseq_jepa.config import ComputeSettings, Experiment, nearest
+from dseq_jepa.cost.settings import CostSettings
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.settings import (
@@ -100,6 +101,14 @@ DetectJob = EvaluateJob[DetectionSettings]
 AnyEvaluateJob = EvaluateJob[EvaluationSettings]
 
 
+class CostJob(EvaluateJob[CostSettings]):
+    """Measure what a pre-training costs; it needs what a pre-training needs, and no encoder."""
+
+    method: MethodSettings
+    architecture: ArchitectureSettings
+    recipe: Recipe
+
+
 def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces."""
     import json
@@ -147,6 +156,15 @@ def evaluate_job(experiment: Experiment, group: str, method: str, architecture: 
         group=group,
         evaluations=evaluations,
         data={e.data: experiment.data[e.data] for e in evaluations.values()},
+    )
+
+
+def cost_job(experiment: Experiment, group: str, method: str, architecture: str, seed: int) -> CostJob:
+    """Resolve the measurement of a pre-training's cost."""
+    run = pretrain_job(experiment, method, architecture, seed)
+    resolved = evaluate_job(experiment, group, method, architecture, seed)
+    return CostJob.model_validate(
+        {**resolved.model_dump(), "method": run.method, "architecture": run.architecture, "recipe": run.recipe}
     )
 
 

@@ -21,6 +21,7 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
     """
     rows = [row for table in experiment.tables.values() for row in table.rows if row.method and row.architecture]
     files, order = {}, list(experiment.evaluations)
+    columns = [column for table in experiment.tables.values() for column in table.columns if column.value]
     for method, architecture in {(str(row.method), str(row.architecture)) for row in rows}:
         for seed in experiment.seeds:
             for group, members in experiment.groups.items():
@@ -31,6 +32,7 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
                     name: {
                         "value": VALUES.get(method, 42.0) + order.index(name) / 10 + seed,
                         "metric": "top1",
+                        "values": {column.value: 12.3456 for column in columns if column.evaluation == name},
                         "n": 400,
                         "chance": 10.0,
                         "features": "last4",

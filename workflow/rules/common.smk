@@ -166,6 +166,11 @@ def every_metric():
     return sorted({path for table in EXPERIMENT.tables.values() for path in metrics_of(table)})
 
 
+def of_test_images(metrics):
+    """Whether a measurement leaves a line per test image; a cost does not."""
+    return not any(f"/evaluate/{group}/" in metrics for group in EXPERIMENT.groups_of_kind("cost"))
+
+
 def datasets_in_use():
     """The data sets that any job of any table reads."""
     used = [table for table in EXPERIMENT.tables.values() if models_of(table)]
@@ -189,7 +194,7 @@ def every_artefact():
         *(fingerprint(dataset) for dataset in datasets),
         *(path for file in files for path in expand_models(file, models)),
         *measured,
-        *(path.replace("metrics.json", "records.csv.gz") for path in measured),
+        *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
         *files_of(EXPERIMENT.tables),
         *files_of_figures(EXPERIMENT.figures),
         at("tracking/synced.json"),
@@ -255,6 +260,8 @@ def job_of(step, wildcards):
             return jobs.score_job(EXPERIMENT, *model)
         case "evaluate":
             return jobs.evaluate_job(EXPERIMENT, wildcards.group, *model)
+        case "cost":
+            return jobs.cost_job(EXPERIMENT, wildcards.group, *model)
 
 
 def digest_of(step):

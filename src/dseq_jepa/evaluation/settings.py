@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dseq_jepa.closed import NAME, Closed
+from dseq_jepa.cost.settings import CostSettings
 
 REFERENCE_SIZE = 224
 """Pixels of the square input that `test_resize` is written for."""
@@ -280,5 +281,6 @@ class DetectionSettings(TunedSettings):
 
 
 EvaluationSettings = Annotated[
-    ProbeSettings | FinetuneSettings | SegmentationSettings | DetectionSettings, Field(discriminator="kind")
+    ProbeSettings | FinetuneSettings | SegmentationSettings | DetectionSettings | CostSettings,
+    Field(discriminator="kind"),
 ]

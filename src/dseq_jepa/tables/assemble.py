@@ -36,6 +36,8 @@ class Measurement:
     """Test images counted; None for an average."""
     skipped: int = 0
     """Test images that could not be read, over all seeds."""
+    note: str | None = None
+    """What the evaluation says about how the value came about."""
     code_versions: tuple[str, ...] = ()
     config_digests: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
@@ -93,6 +95,8 @@ class Column:
 
     metric: str
     label: str
+    decimals: int = 1
+    """Of our values, as printed."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class _Evaluation(BaseModel):
     """The main value."""
     values: dict[str, float] = {}
     """Further ones by name."""
+    notes: dict[str, str] = {}
+    """What a reader of a further value has to know, by name."""
     n: int | None = None
     chance: float | None = None
     skipped_images: int = 0
@@ -151,7 +157,7 @@ def assemble(job: TableJob, results: Path, reported: Path) -> Table:
     rows = [_row(job, i, results, paper) for i in range(len(job.table.rows))]
     by_system = {(row.system, row.architecture): row for row in rows}
     compared = tuple(_with_deltas(row, by_system) for row in rows)
-    columns = [Column(column.metric, column.label) for column in job.table.columns]
+    columns = [Column(column.metric, column.label, column.decimals) for column in job.table.columns]
     if job.table.average is not None:
         columns.append(Column(AVERAGE, "Avg."))
     return Table(
@@ -191,11 +197,12 @@ def _row(job: TableJob, index: int, results: Path, paper: Reported) -> Row:
 
 def _cell(row: RowSettings, column: ColumnSettings, ours: Measurement | None, printed: ReportedRow | None) -> Cell:
     skipped = f"{ours.skipped} unreadable test images are not counted" if ours and ours.skipped else None
+    remarks = [remark for remark in (skipped, ours.note if ours else None) if remark]
     return Cell(
         ours=ours,
         reason=None if ours else row.missing or column.missing,
         reported=printed.values.get(column.metric) if printed else None,
-        ours_note=skipped,
+        ours_note="; ".join(remarks) or None,
     )
 
 
@@ -295,6 +302,7 @@ def _measurement(files: dict[str, _Metrics], column: ColumnSettings, results: Pa
         chance=found[0].chance,
         images=found[0].n,
         skipped=sum(entry.skipped_images for entry in found),
+        note=found[0].notes.get(column.value or ""),
         code_versions=tuple(file.code_version for file in files.values()),
         config_digests=tuple(file.config_digest for file in files.values()),
         runs=tuple(files),

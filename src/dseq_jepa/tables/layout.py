@@ -20,7 +20,7 @@ class Entry:
     """One value as it is printed."""
 
     text: str
-    """The value with one decimal, or "-"."""
+    """The value as it is printed, or "-"."""
     deviation: str | None = None
     """Standard deviation over seeds, where there are several."""
     delta: str | None = None
@@ -113,14 +113,15 @@ def _system_lines(table: Table, footnotes: _Footnotes) -> Iterable[Line]:
         paper = ("paper", row.architecture, epochs)
         yield Line("paper", (row.system, *paper), tuple(_paper(cell, footnotes) for cell in row.cells), row.section)
         ours = ("ours", row.own_architecture or MISSING, own_epochs)
-        yield Line("ours", ("", *ours), tuple(_ours(cell, footnotes) for cell in row.cells))
+        cells = zip(row.cells, table.columns, strict=True)
+        yield Line("ours", ("", *ours), tuple(_ours(cell, footnotes, column.decimals) for cell, column in cells))
 
 
 def _metric_lines(table: Table, footnotes: _Footnotes) -> Iterable[Line]:
     for i, column in enumerate(table.columns):
         cells = [row.cells[i] for row in table.rows]
         yield Line("paper", (column.label, "paper"), tuple(_paper(cell, footnotes) for cell in cells))
-        yield Line("ours", ("", "ours"), tuple(_ours(cell, footnotes) for cell in cells))
+        yield Line("ours", ("", "ours"), tuple(_ours(cell, footnotes, column.decimals) for cell in cells))
 
 
 def _paper(cell: Cell, footnotes: _Footnotes) -> Entry:
@@ -129,22 +130,22 @@ def _paper(cell: Cell, footnotes: _Footnotes) -> Entry:
     return Entry(f"{cell.reported:.1f}", None, _signed(cell.reported_delta), footnotes.mark(cell.reported_note))
 
 
-def _ours(cell: Cell, footnotes: _Footnotes) -> Entry:
+def _ours(cell: Cell, footnotes: _Footnotes, decimals: int) -> Entry:
     if cell.ours is None:
         return Entry(MISSING, marks=footnotes.mark(cell.reason), detail=cell.reason)
     return Entry(
-        text=f"{cell.ours.mean:.1f}",
-        deviation=None if cell.ours.deviation is None else f"{cell.ours.deviation:.1f}",
-        delta=_signed(cell.ours_delta),
+        text=f"{cell.ours.mean:.{decimals}f}",
+        deviation=None if cell.ours.deviation is None else f"{cell.ours.deviation:.{decimals}f}",
+        delta=_signed(cell.ours_delta, decimals),
         marks=footnotes.mark(cell.ours_note),
         detail=_detail(cell.ours),
         run=cell.ours.runs[0] if cell.ours.runs else None,
     )
 
 
-def _signed(delta: float | None) -> str | None:
+def _signed(delta: float | None, decimals: int = 1) -> str | None:
     """+1.1 or -0.3; a difference that rounds to nothing is +0.0."""
-    return None if delta is None else f"{round(delta, 1) + 0.0:+.1f}"
+    return None if delta is None else f"{round(delta, decimals) + 0.0:+.{decimals}f}"
 
 
 def _detail(ours: Measurement) -> str:

@@ -20,6 +20,8 @@ class ColumnSettings(Closed):
     """Which entry of `evaluations` measures it; null: nothing does in this configuration."""
     value: str | None = None
     """Which of the evaluation's values, such as mask_ap; null: its main one."""
+    decimals: int = Field(1, ge=0, le=6)
+    """That our values are printed with; the paper's keep its one."""
     missing: str | None = None
     """Why nothing measures it; required exactly when evaluation is null."""
 
