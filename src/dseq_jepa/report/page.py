@@ -111,7 +111,7 @@ def _figures(figures: Sequence[Path]) -> Iterator[str]:
             raise UserError(
                 f"{error.filename}: cannot be read: {(error.strerror or '').lower()}; draw it again."
             ) from None
-        alt = escape(text.splitlines()[0].strip("*# ") if text else path.stem)
+        alt = escape(text.partition("\n")[0].replace("**", "") or path.stem)
         yield f'<figure id="{escape(path.stem)}"><img alt="{alt}" src="data:image/png;base64,{picture}">'
         yield f"<figcaption>{_paragraphs(text)}</figcaption></figure>"
     yield "</section>"
