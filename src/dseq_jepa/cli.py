@@ -254,6 +254,31 @@ def probe(
 
 
 @app.command(
+    epilog="Example: dseq-jepa detect --config configs/demo.yaml --method dseq-jepa "
+    "--encoder out/encoder.safetensors --out out/"
+)
+def detect(
+    encoder: Annotated[Path, typer.Option(help="encoder.safetensors; its card lies beside it.")],
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    group: GroupName = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Train Mask R-CNN on an encoder and measure AP on COCO; the same command goes on after an interruption."""
+    from dseq_jepa.jobs import DetectJob
+
+    job = _resolve(DetectJob, settings, _evaluation(DetectJob, "detect", group), config, (method, architecture, seed))
+    _spread(job)
+    with _alone_in(out), _shown_live(job, out):
+        from dseq_jepa.evaluation.detection.job import detect as run
+
+        run(job, encoder, out)
+
+
+@app.command(
     epilog="Example: dseq-jepa tables --config configs/demo.yaml --table table1 --reported configs/reported_values.csv"
 )
 def tables(
