@@ -106,11 +106,12 @@ def clevr(root: Path) -> None:
 
 def coco(root: Path) -> None:
     (root / "annotations").mkdir(parents=True)
+    categories = [{"id": i, "name": f"thing {i}"} for i in range(1, 81)]
     for part, count in (("train", 3), ("val", 2)):
-        images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(count)]
+        images = [{"id": i, "file_name": f"{i:012d}.jpg", "height": 4, "width": 5} for i in range(count)]
         for image in images:
             put(root, f"{part}2017/{image['file_name']}")
-        content = {"images": images, "annotations": [], "categories": [{"id": i} for i in range(1, 81)]}
+        content = {"images": images, "annotations": [], "categories": categories}
         (root / "annotations" / f"instances_{part}2017.json").write_text(json.dumps(content))
 
 

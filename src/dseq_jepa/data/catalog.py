@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseq_jepa.data.ade20k import check_pairs, read_pairs
+from dseq_jepa.data.coco import read_coco, require_same_categories
 from dseq_jepa.data.layouts import LAYOUTS, Part, Target, read_json, require_on_disk
 from dseq_jepa.data.names import Names
 from dseq_jepa.data.settings import DatasetSettings, Layout
@@ -219,7 +220,7 @@ def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
     """Names of both splits and the number of classes."""
     if settings.layout in ("coco", "ade20k"):
         read = _read_coco if settings.layout == "coco" else _read_ade20k
-        (train_names, classes), (val_names, _) = read(settings.root, "train"), read(settings.root, "val")
+        (train_names, val_names), classes = read(settings.root)
         _require_count(settings.root, "train_images", settings.train_images, len(train_names))
         _require_count(settings.root, "val_images", settings.val_images, len(val_names))
         _require_count(settings.root, "classes", settings.classes, classes)
@@ -232,16 +233,11 @@ def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
     return {"train": train.paths, "val": val.paths}, len(train.class_names)
 
 
-def _read_coco(root: Path, part: str) -> tuple[Names, int]:
-    path = root / "annotations" / f"instances_{part}2017.json"
-    content = read_json(path)
-    try:
-        names = Names(sorted(f"{part}2017/{image['file_name']}" for image in content["images"]))
-        classes = len(content["categories"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a COCO instances file ({type(error).__name__}: {error})") from None
-    require_on_disk(root, names)
-    return names, classes
+def _read_coco(root: Path) -> tuple[tuple[Names, Names], int]:
+    train, val = read_coco(root, "train"), read_coco(root, "val")
+    require_same_categories(train, val)
+    train_names, val_names = (Names(sorted(image.file for image in part.images)) for part in (train, val))
+    return (train_names, val_names), len(train.categories)
 
 
 def _read_ade20k(root: Path, part: Part) -> tuple[Names, int]:
