@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dseq_jepa.data.ade20k import check_pairs, read_pairs
 from dseq_jepa.data.coco import read_coco, require_same_categories
-from dseq_jepa.data.layouts import LAYOUTS, Part, Target, read_json, require_on_disk
+from dseq_jepa.data.layouts import LAYOUTS, Part, Target
 from dseq_jepa.data.names import Names
 from dseq_jepa.data.settings import DatasetSettings, Layout
 from dseq_jepa.errors import UserError
@@ -240,8 +240,8 @@ def _read_coco(root: Path) -> tuple[tuple[Names, Names], int]:
     return (train_names, val_names), len(train.categories)
 
 
-def _read_ade20k(root: Path, part: Part) -> tuple[Names, int]:
-    return read_pairs(root, part).pictures, ENTRIES["ade20k"].classes
+def _read_ade20k(root: Path) -> tuple[tuple[Names, Names], int]:
+    return (read_pairs(root, "train").pictures, read_pairs(root, "val").pictures), ENTRIES["ade20k"].classes
 
 
 def _masks(settings: DatasetSettings, parts: dict[Part, Names]) -> list[str]:
