@@ -25,18 +25,18 @@ RESULTS = Path("results/micro")
 MODEL = "vit-micro/seed0"
 EVERYTHING = {
     "miniature": 3, "data_check": 3, "pretrain": 2, "score": 2, "select": 2, "export": 2, "probe": 4, "render": 2,
-    "sync": 1,
+    "page": 1, "sync": 1,
 }  # fmt: skip
-AFTER_SELECTION = {"export": 1, "probe": 2, "render": 2, "sync": 1}
+AFTER_SELECTION = {"export": 1, "probe": 2, "render": 2, "page": 1, "sync": 1}
 
 # What is deleted, and what has to run then: its producer, and whatever depends on it.
 DELETED = {
     "data/imagenet.json": EVERYTHING | {"miniature": 1, "data_check": 1},
-    "data/cub.json": {"miniature": 1, "data_check": 1, "probe": 2, "render": 2, "sync": 1},
+    "data/cub.json": {"miniature": 1, "data_check": 1, "probe": 2, "render": 2, "page": 1, "sync": 1},
     "fingerprints/imagenet.json": {
         rule: count for rule, count in (EVERYTHING | {"data_check": 1}).items() if rule != "miniature"
     },
-    "fingerprints/clevr.json": {"data_check": 1, "probe": 2, "render": 2, "sync": 1},
+    "fingerprints/clevr.json": {"data_check": 1, "probe": 2, "render": 2, "page": 1, "sync": 1},
     f"pretrain/dseq-jepa/{MODEL}/checkpoint-050.safetensors": {
         "pretrain": 1,
         "score": 1,
@@ -44,18 +44,19 @@ DELETED = {
         **AFTER_SELECTION,
     },
     f"pretrain/i-jepa/{MODEL}/checkpoint-100.safetensors": {"pretrain": 1, "score": 1, "select": 1}
-    | {"export": 1, "probe": 2, "render": 1, "sync": 1},
+    | {"export": 1, "probe": 2, "render": 1, "page": 1, "sync": 1},
     f"pretrain/dseq-jepa/{MODEL}/run.json": {"pretrain": 1, "score": 1, "select": 1, **AFTER_SELECTION},
     f"score/dseq-jepa/{MODEL}/scores.json": {"score": 1, "select": 1, **AFTER_SELECTION},
     f"export/dseq-jepa/{MODEL}/selection.json": {"select": 1, **AFTER_SELECTION},
     f"export/dseq-jepa/{MODEL}/encoder.safetensors": AFTER_SELECTION,
     f"export/dseq-jepa/{MODEL}/encoder.json": AFTER_SELECTION,
-    f"evaluate/large/dseq-jepa/{MODEL}/metrics.json": {"probe": 1, "render": 1, "sync": 1},
-    f"evaluate/small/dseq-jepa/{MODEL}/records.csv.gz": {"probe": 1, "render": 2, "sync": 1},
-    "tables/table1.csv": {"render": 1, "sync": 1},
-    "tables/table1.md": {"render": 1, "sync": 1},
-    "tables/table3.tex": {"render": 1, "sync": 1},
-    "tables/table3.html": {"render": 1, "sync": 1},
+    f"evaluate/large/dseq-jepa/{MODEL}/metrics.json": {"probe": 1, "render": 1, "page": 1, "sync": 1},
+    f"evaluate/small/dseq-jepa/{MODEL}/records.csv.gz": {"probe": 1, "render": 2, "page": 1, "sync": 1},
+    "tables/table1.csv": {"render": 1, "page": 1, "sync": 1},
+    "tables/table1.md": {"render": 1, "page": 1, "sync": 1},
+    "tables/table3.tex": {"render": 1, "page": 1, "sync": 1},
+    "tables/table3.html": {"render": 1, "page": 1, "sync": 1},
+    "report.html": {"page": 1, "sync": 1},
     "tracking/synced.json": {"sync": 1},
 }
 
@@ -142,7 +143,7 @@ def test_a_deleted_encoder_is_made_again_with_the_same_numbers(project: Project)
     encoder.unlink()
     shown = project.run()
     assert shown.returncode == 0, shown.stdout
-    assert jobs(shown.stdout) == {"export": 1, "probe": 2, "render": 1, "sync": 1}
+    assert jobs(shown.stdout) == {"export": 1, "probe": 2, "render": 1, "page": 1, "sync": 1}
     assert encoder.read_bytes() == before
     assert numbers(table) == numbers_before
     assert project.plan() == {}
@@ -168,7 +169,7 @@ def test_a_changed_probe_reruns_its_group(changed: Project):
     changed.config.write_text(
         replaced(changed.config.read_text(), ("learning_rates: [1.0e-3]", "learning_rates: [2.0e-3]"))
     )
-    assert changed.plan() == {"probe": 2, "render": 2, "sync": 1}
+    assert changed.plan() == {"probe": 2, "render": 2, "page": 1, "sync": 1}
 
 
 def test_one_table_is_a_target_by_its_name(project: Project):
@@ -185,7 +186,7 @@ def test_one_table_is_a_target_by_its_name(project: Project):
 def test_a_second_seed_runs_every_model_once_more(changed: Project):
     changed.config.write_text(replaced(changed.config.read_text(), ("seeds: [0]", "seeds: [0, 1]")))
     assert changed.plan() == {
-        "pretrain": 2, "score": 2, "select": 2, "export": 2, "probe": 4, "render": 2, "sync": 1,
+        "pretrain": 2, "score": 2, "select": 2, "export": 2, "probe": 4, "render": 2, "page": 1, "sync": 1,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from dseq_jepa import jobs
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
 from dseq_jepa.figures.job import figure_job
+from dseq_jepa.invocation import Invocation
+from dseq_jepa.report.job import report_job
 from dseq_jepa.tables.job import table_job
 
 # Jobs run the `dseq-jepa` that belongs to the interpreter which runs Snakemake, activated environment or not.
@@ -197,8 +200,14 @@ def every_artefact():
         *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
         *files_of(EXPERIMENT.tables),
         *files_of_figures(EXPERIMENT.figures),
+        at("report.html"),
         at("tracking/synced.json"),
     ]
+
+
+def report_settings(wildcards):
+    """What the job of the report is given."""
+    return report_job(EXPERIMENT).to_json()
 
 
 def every_run():
@@ -288,6 +297,21 @@ def with_fingerprints(job, manifests):
 def launch(wildcards, resources):
     """What stands before every job's command: nothing on this machine, or $DSEQ_LAUNCH, such as `nice -n 19`."""
     return LAUNCH
+
+
+def begin():
+    """Hold the lock and write down what this invocation does; its jobs name it in their journals."""
+    global INVOCATION
+    hold_lock()
+    INVOCATION = Invocation(Path(RESULTS), EXPERIMENT_NAME)
+
+
+def end(failed):
+    """Close the invocation's journal; a failure is mirrored at once, for the workflow's own mirroring did not run."""
+    INVOCATION.end(failed)
+    if failed:
+        command = ["dseq-jepa", "sync", "--results", RESULTS, "--experiment", EXPERIMENT_NAME]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
 
 
 def hold_lock():

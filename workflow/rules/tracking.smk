@@ -4,6 +4,7 @@ rule sync:
         runs=every_run(),
         metrics=every_metric(),
         tables=files_of(EXPERIMENT.tables),
+        report=at("report.html"),
     output:
         at("tracking/synced.json"),
     log:
