@@ -45,6 +45,7 @@ ArchitectureName = Annotated[
 GroupName = Annotated[
     str | None, typer.Option("--group", help="A group of `evaluations`; the first of this kind unless given.")
 ]
+EncoderFile = Annotated[Path, typer.Option("--encoder", help="encoder.safetensors; its card lies beside it.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The first of `seeds` unless given.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Results = Annotated[Path | None, typer.Option("--results", help="results/<config>; the configuration's unless given.")]
@@ -233,7 +234,7 @@ def import_(
     "--encoder out/encoder.safetensors --out out/"
 )
 def probe(
-    encoder: Annotated[Path, typer.Option(help="encoder.safetensors; its card lies beside it.")],
+    encoder: EncoderFile,
     out: Out,
     settings: SettingsText = None,
     config: ConfigFile = None,
@@ -254,11 +255,65 @@ def probe(
 
 
 @app.command(
+    epilog="Example: dseq-jepa finetune --config configs/demo.yaml --method dseq-jepa "
+    "--encoder out/encoder.safetensors --out out/"
+)
+def finetune(
+    encoder: EncoderFile,
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    group: GroupName = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Fine-tune the whole encoder for classification; the same command goes on after an interruption."""
+    from dseq_jepa.jobs import FinetuneJob
+
+    job = _resolve(
+        FinetuneJob, settings, _evaluation(FinetuneJob, "finetune", group), config, (method, architecture, seed)
+    )
+    _spread(job)
+    with _alone_in(out), _shown_live(job, out):
+        from dseq_jepa.evaluation.finetune import finetune as run
+
+        run(job, encoder, out)
+
+
+@app.command(
+    epilog="Example: dseq-jepa segment --config configs/demo.yaml --method dseq-jepa "
+    "--encoder out/encoder.safetensors --out out/"
+)
+def segment(
+    encoder: EncoderFile,
+    out: Out,
+    settings: SettingsText = None,
+    config: ConfigFile = None,
+    group: GroupName = None,
+    method: MethodName = None,
+    architecture: ArchitectureName = None,
+    seed: Seed = None,
+) -> None:
+    """Train and measure semantic segmentation with UPerNet; the same command goes on after an interruption."""
+    from dseq_jepa.jobs import SegmentJob
+
+    job = _resolve(
+        SegmentJob, settings, _evaluation(SegmentJob, "segment", group), config, (method, architecture, seed)
+    )
+    _spread(job)
+    with _alone_in(out), _shown_live(job, out):
+        from dseq_jepa.evaluation.segmentation import segment as run
+
+        run(job, encoder, out)
+
+
+@app.command(
     epilog="Example: dseq-jepa detect --config configs/demo.yaml --method dseq-jepa "
     "--encoder out/encoder.safetensors --out out/"
 )
 def detect(
-    encoder: Annotated[Path, typer.Option(help="encoder.safetensors; its card lies beside it.")],
+    encoder: EncoderFile,
     out: Out,
     settings: SettingsText = None,
     config: ConfigFile = None,

@@ -12,6 +12,7 @@ killed process leaves behind is overwritten by the next one and never piles up.
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,19 @@ def atomically(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def show(path: Path, place: Path) -> None:
+    """Make a file appear at another place of the same disk as well, replacing what was there."""
+    place.unlink(missing_ok=True)
+    os.link(path, place)
+
+
+def leave_behind(path: Path) -> None:
+    """Make a file this process's own: one that was thought dead may hold the old one open, and may write to that."""
+    if path.exists():
+        with atomically(path) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,6 @@ when read, and is safe to delete when metrics.json is there.
 
 import hashlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import Batch
-from dseq_jepa.errors import Interrupted, UserError
+from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.backbone import layer_groups
 from dseq_jepa.evaluation.settings import TunedSettings
-from dseq_jepa.files import file_sha256
+from dseq_jepa.fence import Fence
+from dseq_jepa.files import file_sha256, leave_behind, show
 from dseq_jepa.jobs import EvaluateJob, canonical
 from dseq_jepa.journal import Journal
 from dseq_jepa.progress import Progress
@@ -75,9 +75,7 @@ class Task(Protocol):
 MakeTask = Callable[[EvaluateJob[Any], Path, World], Task]
 
 
-def run(
-    job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "type[Tuning] | None" = None
-) -> Path:
+def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "type[Tuning] | None" = None) -> Path:
     """Train and measure the one evaluation of a job, from its last state if there is one.
 
     Args:
@@ -92,11 +90,10 @@ def run(
 
     Raises:
         UserError: bad data, a loss that is no number, a full disk.
-        Interrupted: a signal asked to stop; the state is saved.
+        StoppedError: a signal asked to stop; the state is saved.
 
     """
-    world = distributed.start(job.compute)
-    try:
+    with distributed.joined(job.compute) as world:
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(job.model.seed)
@@ -105,11 +102,8 @@ def run(
             tuning.train()
             return tuning.publish()
         except UserError as error:
-            if tuning.journal:
-                tuning.journal.event("failed", text=str(error))
+            tuning.note(error)
             raise
-    finally:
-        distributed.stop()
 
 
 def identity(job: EvaluateJob[Any], encoder: Path) -> str:
@@ -129,7 +123,8 @@ class Tuning:
         if world.size > 1:
             self.run = DistributedDataParallel(task.model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.log_every = max(1, min(_MOST_STEPS, task.steps // _LOG_POINTS))
-        self.store = StateStore(out / "state" / digest)
+        self.fence = Fence.from_environment()
+        self.store = StateStore(out / "state" / digest, self.fence)
         self.step, self.seconds = 0, 0.0
         # Since the last log point: sum of losses. In the first epoch: pictures that could not be read.
         self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
@@ -143,21 +138,23 @@ class Tuning:
 
     def _resume(self) -> Journal | None:
         """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
-        state, warnings = self.store.newest()
+        # One rank reads all files and checks them; the others take its word.
+        found, warnings = distributed.from_main(self.store.find() if self.world.is_main else (None, []))
+        state = self.store.load(found) if found else None
         if state is not None:
             restore(state, self.run, self.optimizer)
             self.step, self.seconds = state["step"], state["seconds"]
             if self.world.is_main:  # what the ranks had counted together goes on in one of them
                 self.loss_sum += self.world.size * state["loss_sum"].to(self.world.device)
                 self.skipped = state["skipped"]
-        distributed.barrier()  # every rank has read before the first one writes
         if not self.world.is_main:
             return None
         # The journal lies with its state: a changed configuration starts another one and leaves this one whole.
         path = self.store.directory / "journal.jsonl"
+        self.fence.check()
+        leave_behind(path)
         journal = Journal.resume(path, state["journal"] if state is not None else 0)
-        (self.out / "journal.jsonl").unlink(missing_ok=True)
-        os.link(path, self.out / "journal.jsonl")
+        show(path, self.out / "journal.jsonl")
         journal.start(run_tags("evaluate", self.job), steps=self.task.steps)
         if state is None:
             journal.params(json.loads(self.job.to_json()))
@@ -190,7 +187,7 @@ class Tuning:
                 self._save()
                 last_saved = time.monotonic()
             if stopping and self.step < task.steps:
-                raise Interrupted(
+                raise StoppedError(
                     f"stopped by signal {self._stop_signal} after step {self.step} of {task.steps}; the state is "
                     "saved, the same command goes on from here."
                 )
@@ -231,6 +228,7 @@ class Tuning:
         if self.journal is None or progress is None:
             return
         rate = self.task.rate(self.step - 1)
+        self.fence.check()
         self.journal.metrics(self.step, {f"{name}/loss": loss, f"{name}/learning_rate": rate})
         progress.show(loss=loss)
 
@@ -244,6 +242,11 @@ class Tuning:
         state |= {"step": self.step, "seconds": self.seconds, "loss_sum": loss_sum, "skipped": skipped}
         self.store.save(self.step, state | {"journal": self.journal.sync()})
 
+    def note(self, error: UserError) -> None:
+        """The last line of a job that does not end well, unless the journal belongs to another process by now."""
+        if self.journal and self.fence.holds:
+            self.journal.event("stopped" if isinstance(error, StoppedError) else "failed", text=str(error))
+
     def publish(self) -> Path:
         """Measure the trained model and write the artefacts."""
         task, began = self.task, time.perf_counter()
@@ -252,6 +255,7 @@ class Tuning:
             measured = task.measure()
         skipped = measured.skipped + self._all_skipped()
         if self.journal is not None:
+            self.fence.check()
             seconds = round(self.seconds + time.perf_counter() - began, 3)
             result = {**measured.result, "steps": self.step, "skipped_images": skipped, "seconds": seconds}
             for artefact, draw in measured.pictures.items():
