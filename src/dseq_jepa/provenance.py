@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FILE = "provenance.json"
 PACKAGE = Path(__file__).resolve().parent
-_LONGEST_PATH = 4096
 _SCHEDULER = {"slurm_job": "SLURM_JOB_ID", "slurm_array_job": "SLURM_ARRAY_JOB_ID", "workflow": "DSEQ_WORKFLOW"}
 _LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow", "simplejpeg", "safetensors", "pydantic",
@@ -122,8 +121,8 @@ def scheduler_tags() -> dict[str, str]:
 
 def _inputs(arguments: list[str]) -> dict[str, str]:
     """SHA-256 of every file that the command line names: weights, checkpoints, selections."""
-    files = (Path(word) for word in arguments if len(word) < _LONGEST_PATH)
-    return {str(path): file_sha256(path) for path in files if path.is_file()}
+    files = (word for word in arguments if os.path.isfile(word))  # which says no to settings that are longer than a name
+    return {str(Path(file)): file_sha256(Path(file)) for file in files}
 
 
 @functools.cache
