@@ -121,7 +121,7 @@ def scheduler_tags() -> dict[str, str]:
 
 def _inputs(arguments: list[str]) -> dict[str, str]:
     """SHA-256 of every file that the command line names: weights, checkpoints, selections."""
-    files = (word for word in arguments if os.path.isfile(word))  # which says no to settings that are longer than a name
+    files = (word for word in arguments if os.path.isfile(word))  # false for settings longer than a name
     return {str(Path(file)): file_sha256(Path(file)) for file in files}
 
 
