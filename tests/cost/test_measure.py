@@ -13,8 +13,11 @@ import pytest
 from dseq_jepa.cost.count import inference_multiply_adds, parameters
 from dseq_jepa.cost.measure import measure
 from dseq_jepa.cost.settings import CostSettings
+from dseq_jepa.data.loaders import Batch
 from dseq_jepa.errors import UserError
 from dseq_jepa.jobs import CostJob
+from dseq_jepa.methods.jepa import StepOutput
+from dseq_jepa.training.loop import Run
 from tests.training import runs
 
 SETTINGS = CostSettings(kind="cost", data="imagenet", warmup_steps=1, steps=3, counted_steps=2)
@@ -43,6 +46,20 @@ def job(pictures: Path, method: str = "dseq-jepa", settings: CostSettings = SETT
 def measured(job: CostJob, out: Path) -> dict[str, Any]:
     measure(job, out)
     return json.loads((out / "metrics.json").read_text())["evaluations"]["cost"]
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """Progress and images of every step that is really made."""
+    seen: list[tuple[float, int]] = []
+    optimise = Run.optimise
+
+    def note(run: Run, batch: Batch) -> StepOutput:
+        seen.append((run.schedule.progress(run.step), len(batch.images_BCHW)))
+        return optimise(run, batch)
+
+    monkeypatch.setattr(Run, "optimise", note)
+    return seen
 
 
 def test_hours_are_the_median_step_times_all_steps_of_the_run(pictures: Path, tmp_path: Path) -> None:
@@ -76,8 +93,11 @@ def test_a_contrastive_step_costs_its_projector_more(pictures: Path, tmp_path: P
     assert contrastive["inference_gflops"] == plain["inference_gflops"]
 
 
-def test_a_process_alone_takes_its_share_of_the_batch_and_says_so(pictures: Path, tmp_path: Path) -> None:
+def test_a_process_alone_takes_its_share_of_the_batch_and_says_so(
+    optimised: list[tuple[float, int]], pictures: Path, tmp_path: Path
+) -> None:
     result = measured(job(pictures, ranks=2), tmp_path)
+    assert {images for _, images in optimised} == {4}
     values = result["values"]
     assert values["images_per_second"] == pytest.approx(8 / values["step_seconds"])
     assert values["pretrain_hours"] == pytest.approx(values["step_seconds"] * 24 / 3600)
@@ -86,21 +106,15 @@ def test_a_process_alone_takes_its_share_of_the_batch_and_says_so(pictures: Path
         measure(job(pictures, ranks=3), tmp_path)
 
 
-def test_steps_are_spread_over_the_curriculum(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dseq_jepa.training.loop import Run
-
-    seen, optimise = [], Run.optimise
-
-    def note(run: Run, batch: Any) -> Any:
-        seen.append(run.schedule.progress(run.step))
-        return optimise(run, batch)
-
-    monkeypatch.setattr(Run, "optimise", note)
+def test_steps_are_spread_over_the_curriculum(
+    optimised: list[tuple[float, int]], pictures: Path, tmp_path: Path
+) -> None:
     measure(job(pictures), tmp_path)
-    assert len(seen) == 1 + 3 + 2
-    assert statistics.fmean(seen[1:4]) == pytest.approx(0.5, abs=0.05)
-    assert statistics.fmean(seen[4:]) == pytest.approx(0.5, abs=0.05)
-    assert seen[1] < 0.25 < 0.75 < seen[3]
+    progress = [place for place, _ in optimised]
+    assert len(progress) == 1 + 3 + 2
+    assert statistics.fmean(progress[1:4]) == pytest.approx(0.5, abs=0.05)
+    assert statistics.fmean(progress[4:]) == pytest.approx(0.5, abs=0.05)
+    assert progress[1] < 0.25 < 0.75 < progress[3]
 
 
 def test_a_run_that_is_too_short_to_measure_is_refused(pictures: Path, tmp_path: Path) -> None:
