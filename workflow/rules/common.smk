@@ -169,9 +169,17 @@ def every_metric():
     return sorted({path for table in EXPERIMENT.tables.values() for path in metrics_of(table)})
 
 
+def of_kind(metrics, *kinds):
+    """Whether a measurement is of one of some kinds."""
+    return any(f"/evaluate/{group}/" in metrics for kind in kinds for group in EXPERIMENT.groups_of_kind(kind))
+
+
 def of_test_images(metrics):
     """Whether a measurement leaves a line per test image; a cost does not."""
-    return not any(f"/evaluate/{group}/" in metrics for group in EXPERIMENT.groups_of_kind("cost"))
+    return not of_kind(metrics, "cost")
+
+
+SHOWING_EXAMPLES = ("segment",)  # kinds of evaluation that draw examples.png, a page for people to look at
 
 
 def datasets_in_use():
@@ -198,6 +206,7 @@ def every_artefact():
         *(path for file in files for path in expand_models(file, models)),
         *measured,
         *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
+        *(path.replace("metrics.json", "examples.png") for path in measured if of_kind(path, *SHOWING_EXAMPLES)),
         *files_of(EXPERIMENT.tables),
         *files_of_figures(EXPERIMENT.figures),
         at("report.html"),

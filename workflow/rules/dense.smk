@@ -1,0 +1,30 @@
+# Semantic segmentation: UPerNet on one exported encoder.
+rule segment:
+    input:
+        encoder=of_model("export", "encoder.safetensors"),
+        sidecar=of_model("export", "encoder.json"),
+        data=fingerprints_of_group,
+    output:
+        metrics=of_model("evaluate/{group}", "metrics.json"),
+        records=of_model("evaluate/{group}", "records.csv.gz"),
+        examples=report(
+            of_model("evaluate/{group}", "examples.png"), caption="../report/segmentation.rst", category="Segmentation"
+        ),
+    log:
+        log_of("evaluate/{group}"),
+    benchmark:
+        benchmark_of("evaluate/{group}")
+    wildcard_constraints:
+        group=groups_of_kind("segment"),
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    params:
+        digest=digest_of("evaluate"),
+        settings=settings_of("evaluate"),
+        out=subpath(output.metrics, parent=True),
+        launch=launch,
+    shell:
+        "{params.launch} dseq-jepa segment --settings {params.settings:q} --encoder {input.encoder} --out {params.out} &> {log}"
