@@ -8,7 +8,6 @@ by the patches that they share (Hungarian method), starting from the last checkp
 similar to the class token. B images, T patches, D width, G patches per side, C checkpoints.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 
 from dseq_jepa.figures import style
@@ -80,13 +78,30 @@ def cluster(patches_TD: NDArray[np.float64], clusters: int, seed: int) -> Labels
     directions_TD = patches_TD - patches_TD.mean(0)
     directions_TD /= np.maximum(np.linalg.norm(directions_TD, axis=1, keepdims=True), 1e-12)
     draws = np.random.default_rng(seed)
-    tries: list[tuple[float, Labels]] = []
-    for _ in range(RESTARTS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a cluster may end empty; another start is then better
-            centres_KD, labels_T = kmeans2(directions_TD, clusters, iter=ITERATIONS, minit="++", rng=draws)
-        tries.append((float(((directions_TD - centres_KD[labels_T]) ** 2).sum()), labels_T.astype(np.int64)))
+    tries = [_k_means(directions_TD, clusters, draws) for _ in range(RESTARTS)]
     return min(tries, key=lambda found: found[0])[1]
+
+
+def _k_means(rows_TD: NDArray[np.float64], clusters: int, draws: np.random.Generator) -> tuple[float, Labels]:
+    """Squared distances to the centres, summed, and (T,) labels; fewer clusters where fewer rows differ."""
+    centres_KD = rows_TD[[draws.integers(len(rows_TD))]]
+    while len(centres_KD) < clusters:  # k-means++ (Arthur and Vassilvitskii, 2007): far rows are likelier
+        gap_T = _squared_distances(rows_TD, centres_KD).min(1)
+        if not gap_T.any():
+            break
+        centres_KD = np.vstack([centres_KD, rows_TD[draws.choice(len(rows_TD), p=gap_T / gap_T.sum())]])
+    for _ in range(ITERATIONS):
+        labels_T = _squared_distances(rows_TD, centres_KD).argmin(1)
+        there = np.unique(labels_T)  # an emptied cluster keeps its centre
+        centres_KD[there] = [rows_TD[labels_T == label].mean(0) for label in there]
+    gap_TK = _squared_distances(rows_TD, centres_KD)
+    return float(gap_TK.min(1).sum()), gap_TK.argmin(1)
+
+
+def _squared_distances(rows_TD: NDArray[np.float64], centres_KD: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, K), exactly zero between equal rows."""
+    gaps_KT: list[NDArray[np.float64]] = [((rows_TD - centre_D) ** 2).sum(1) for centre_D in centres_KD]
+    return np.stack(gaps_KT, axis=1)
 
 
 def matched(seen: Sequence[Seen]) -> list[Seen]:

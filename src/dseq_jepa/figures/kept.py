@@ -29,7 +29,7 @@ from dseq_jepa.figures.job import FigureJob
 from dseq_jepa.jobs import Model, model_directory
 from dseq_jepa.methods.jepa import Jepa, Moment
 from dseq_jepa.methods.settings import MethodSettings
-from dseq_jepa.models.weights import refuse_mismatches, unreadable
+from dseq_jepa.models.weights import refuse_mismatches, refuse_other_architecture, unreadable
 from dseq_jepa.training import distributed
 
 Part = Literal["train", "val"]
@@ -113,6 +113,7 @@ def open_kept(job: FigureJob, model: Model, percent: int, results: Path, device:
             about = json.loads((file.metadata() or {}).get("run", "{}"))
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error) from None
+    refuse_other_architecture(str(path), about, job.architecture)
     method = Jepa(_without_curriculum(job.methods[model.method]), job.architecture, gather=lambda rows: rows)
     refuse_mismatches(str(path), _shapes(tensors), _shapes(method.state_dict()))
     method.load_state_dict(tensors, strict=True)
