@@ -5,6 +5,14 @@ class UserError(Exception):
     """Something a person can put right; shown as its message, without a traceback."""
 
 
+INTERRUPTED_CODE = 75
+"""Exit status of a command that was told to stop and saved its state: EX_TEMPFAIL, try again."""
+
+
+class StoppedError(UserError):
+    """A signal stopped the command after its state was saved; the same command goes on."""
+
+
 class ConfigError(UserError):
     """A configuration that cannot mean anything; one line per problem."""
 

@@ -1,21 +1,27 @@
 """Resumable state on disk: whole or not there, checked when read, the last two kept.
 
     store = StateStore(out / "state" / job.digest)
-    store.save(step, state)
-    step_and_state = store.newest()
+    store.save(step, state)                          # whole, by one rank
+    state, warnings = store.newest()                 # checked; None where nothing was saved
 
-A state is `state-<step>.pt` and a manifest with its size and SHA-256 that is written after it: a kill between the two
-leaves a file that no manifest names, and it is ignored. Reading is `torch.load(weights_only=True)`: nothing unpickles.
+A state is `state-<step>.pt` and a manifest with the size and SHA-256 of its files that is written after them: a kill
+between the two leaves files that no manifest names, and they are ignored. Reading is `torch.load(weights_only=True)`:
+nothing unpickles. A sharded run saves its weights and optimizer as `state-<step>.shards/`, each rank its own part, by
+torch.distributed.checkpoint; any number of ranks reads that. Under a fence, a state's name ends with the token, so that
+a process which was thought dead can never touch the files of the one that follows it.
 """
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -24,10 +30,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.fence import Fence
 from dseq_jepa.files import atomically, file_sha256, write_atomically
 
 KEPT_STATES = 2
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+SHARDED = StateDictOptions(cpu_offload=True)
 
 State = dict[str, Any]
 
@@ -35,27 +43,58 @@ State = dict[str, Any]
 class StateStore:
     """The states of one run in one folder."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, fence: Fence = Fence()) -> None:  # noqa: B008 - it has no state
+        self.directory, self.fence = directory, fence
 
     def save(self, step: int, state: State) -> None:
         """Write the state after `step` optimisation steps, then forget all but the last two.
 
         Raises:
-            UserError: when the disk is full; the states before stay intact.
+            UserError: when the disk is full or another process took over; the states before stay intact.
 
         """
-        path = self.directory / f"state-{step:08d}.pt"
+        self.fence.check()
+        path = self._path(step)
         with atomically(path) as temporary, temporary.open("wb") as file:
             _write(state, file, path)
-        manifest = {"step": step, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        manifest: dict[str, Any] = {"step": step, **_described(path)}
+        shards = sorted(path.with_suffix(".shards").glob("*"))
+        if shards:
+            manifest["shards"] = {shard.name: _described(shard) for shard in shards}
+        self.fence.check()
         write_atomically(path.with_suffix(".json"), json.dumps(manifest))
-        for old in self._manifests()[KEPT_STATES:]:
-            old.unlink()
-            old.with_suffix(".pt").unlink(missing_ok=True)
+        self._forget()
+
+    def save_shards(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write this rank's part of a sharded state; all ranks, before the first one calls `save` for this step.
+
+        Raises:
+            UserError: when any rank's disk is full or another process took over.
+
+        """
+        self.fence.check()
+        path = self._path(step).with_suffix(".shards")
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            dcp.state_dict_saver.save(sharded_state(model, optimizer), checkpoint_id=path)
+        except CheckpointException as error:
+            causes = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+            raise UserError(
+                f"{path}: cannot be written ({causes}); is the disk full? The last good state is intact."
+            ) from error
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest undamaged state, or None where none was ever saved, and a warning for every damaged one.
+
+        Raises:
+            UserError: when there are states and all are damaged.
+
+        """
+        path, warnings = self.find()
+        return self.load(path) if path else None, warnings
+
+    def find(self) -> tuple[Path | None, list[str]]:
+        """The file of the newest undamaged state; `load` reads it. For ranks that leave the checking to one.
 
         Raises:
             UserError: when there are states and all are damaged; starting over in silence would hide the loss.
@@ -66,7 +105,7 @@ class StateStore:
             path = manifest_path.with_suffix(".pt")
             damage = _damage(path, json.loads(manifest_path.read_text()))
             if damage is None:
-                return torch.load(path, map_location="cpu", weights_only=True), warnings
+                return path, warnings
             warnings.append(f"{path}: {damage}; using the state before it")
         if warnings:
             raise UserError(
@@ -75,9 +114,28 @@ class StateStore:
             )
         return None, warnings
 
+    def load(self, path: Path) -> State:
+        """A state that `find` found; the parts of a sharded one stay on the disk until `restore`."""
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        shards = path.with_suffix(".shards")
+        return state | {"shards": shards} if shards.exists() else state
+
+    def _path(self, step: int) -> Path:
+        token = f".t{self.fence.token:06d}" if self.fence.folder else ""
+        return self.directory / f"state-{step:08d}{token}.pt"
+
     def _manifests(self) -> list[Path]:
         """Newest first."""
         return sorted(self.directory.glob("state-*.json"), reverse=True)
+
+    def _forget(self) -> None:
+        """Delete every state but the last two, and what a kill left unfinished."""
+        for old in self._manifests()[KEPT_STATES:]:
+            old.unlink()
+        kept = {path.stem for path in self._manifests()}
+        for path in self.directory.glob("state-*"):
+            if path.stem not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write(state: State, file: Any, path: Path) -> None:
@@ -91,21 +149,34 @@ def _write(state: State, file: Any, path: Path) -> None:
         ) from error
 
 
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
 def _damage(path: Path, manifest: dict[str, Any]) -> str | None:
-    if not path.exists():
-        return "the state that its manifest names is missing"
-    size = path.stat().st_size
-    if size != manifest["bytes"]:
-        return f"truncated, {size:,} of {manifest['bytes']:,} bytes"
-    if file_sha256(path) != manifest["sha256"]:
-        return "its checksum differs from the manifest's"
+    """What is wrong with a state's files, if anything is."""
+    shards = {path.with_suffix(".shards") / name: entry for name, entry in manifest.get("shards", {}).items()}
+    for file, expected in ({path: manifest} | shards).items():
+        if not file.exists():
+            return f"{file.name}, which its manifest names, is missing"
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            return f"{file.name} is truncated, {size:,} of {expected['bytes']:,} bytes"
+        if file_sha256(file) != expected["sha256"]:
+            return f"the checksum of {file.name} differs from the manifest's"
     return None
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Weights, optimizer and this process's random generators; whole tensors on the CPU, sharded or not."""
     weights, optimizer_state = get_state_dict(model, optimizer, options=WHOLE)
-    return {"model": weights, "optimizer": optimizer_state, "random": _random_state()}
+    return {"model": weights, "optimizer": optimizer_state, "random": random_state()}
+
+
+def sharded_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """This rank's part of the weights and the optimizer."""
+    weights, optimizer_state = get_state_dict(model, optimizer, options=SHARDED)
+    return {"model": weights, "optimizer": optimizer_state}
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -115,14 +186,22 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Undo `training_state`."""
+    """Undo `training_state`, or read the parts that `save_shards` wrote, on any number of ranks."""
+    _restore_random(state["random"])
+    if "shards" in state:
+        parts = sharded_state(model, optimizer)
+        dcp.state_dict_loader.load(parts, checkpoint_id=state["shards"])
+        set_state_dict(
+            model, optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"], options=SHARDED
+        )
+        return
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=WHOLE
     )
-    _restore_random(state["random"])
 
 
-def _random_state() -> State:
+def random_state() -> State:
+    """This process's random generators."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {

@@ -4,7 +4,10 @@ torchrun --nproc-per-node 2 -m dseq_jepa pretrain --config configs/demo.yaml --m
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,8 @@ from torch.distributed.nn import functional as with_gradient
 
 from dseq_jepa.config import ComputeSettings
 from dseq_jepa.errors import UserError
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,26 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def joined(compute: ComputeSettings) -> Iterator[World]:
+    """Be one of the ranks while the block runs.
+
+    An error is written to $TORCHELASTIC_ERROR_FILE, where torchrun and `dseq-jepa launch` look for it, before the group
+    is left: the other ranks fail because of this one, later, and the first error is the one that a person must see.
+    """
+    world = start(compute)
+    try:
+        yield world
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(error)
+        raise
+    finally:
+        stop()
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks, without gradient; the tensor itself on one rank."""
     if not dist.is_initialized():
@@ -73,6 +98,15 @@ def gather_rows(rows_ND: Tensor) -> Tensor:
     if not dist.is_initialized():
         return rows_ND
     return torch.cat(list(with_gradient.all_gather(rows_ND)))  # type: ignore[no-untyped-call]  # torch ships it untyped
+
+
+def from_main(value: Entry) -> Entry:
+    """The first rank's value, on all ranks."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

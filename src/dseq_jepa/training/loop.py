@@ -9,6 +9,7 @@ Killed at any moment, the same command goes on from the last state; on a CPU the
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from dseq_jepa.data.catalog import load_split
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import Batch, pretraining_batches, steps_per_epoch
 from dseq_jepa.data.transforms import normalise
-from dseq_jepa.errors import UserError
+from dseq_jepa.errors import StoppedError, UserError
+from dseq_jepa.fence import Fence
 from dseq_jepa.files import atomically, write_atomically
 from dseq_jepa.jobs import PretrainJob, canonical
 from dseq_jepa.journal import Journal
@@ -33,7 +35,7 @@ from dseq_jepa.methods.jepa import Jepa, Moment, StepOutput
 from dseq_jepa.progress import Progress
 from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
-from dseq_jepa.training.checkpoint import StateStore, restore, training_state, whole_weights
+from dseq_jepa.training.checkpoint import State, StateStore, random_state, restore, training_state, whole_weights
 from dseq_jepa.training.distributed import World
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
 from dseq_jepa.training.schedules import Schedule
@@ -55,20 +57,17 @@ def pretrain(job: PretrainJob, out: Path) -> None:
 
     Raises:
         UserError: bad data, a loss that is no number, a collapsed representation, a full disk.
+        StoppedError: a signal came; the state is saved.
 
     """
-    world = distributed.start(job.compute)
-    try:
+    with distributed.joined(job.compute) as world:
         run = Run(job, out, world)
         try:
             run.train()
         except UserError as error:
-            if run.journal:
-                run.journal.event("failed", text=str(error))
+            run.note(error)
             raise
         run.publish()
-    finally:
-        distributed.stop()
 
 
 @dataclass
@@ -113,17 +112,22 @@ class Run:
             )
         self.method, self.model = _build(job, world)
         self.optimizer = build_optimizer(self.model, self.recipe)
-        self.store = StateStore(out / "state" / job.digest)
+        self.fence = Fence.from_environment()
+        self.store = StateStore(out / "state" / job.digest, self.fence)
         self.interval = Interval(world)
         self.collapse = CollapseWatch(self.recipe.collapse)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.parts = self.recipe.accumulation
         self.journal = self._resume()
         self._stop_signal: int | None = None
 
     def _resume(self) -> Journal | None:
         """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
-        state, warnings = self.store.newest()
+        # One rank reads all files and checks them; the others take its word.
+        path, warnings = distributed.from_main(self.store.find() if self.world.is_main else (None, []))
+        state = self.store.load(path) if path else None
         if state is not None:
+            self.parts = self._parts_on(state["part_images"])
             restore(state, self.model, self.optimizer)
             self.step, self.skipped, self.seconds = state["step"], state["skipped"], state["seconds"]
             self.interval.restore(state["interval"])
@@ -131,14 +135,41 @@ class Run:
         if not self.world.is_main:
             return None
         # The journal lies with its state: a changed configuration starts another one and leaves this one whole.
-        journal = Journal.resume(self.store.directory / "journal.jsonl", state["journal"] if state is not None else 0)
-        _show(self.store.directory / "journal.jsonl", self.out / "journal.jsonl")
+        place, position = self.store.directory / "journal.jsonl", state["journal"] if state is not None else 0
+        self.fence.check()
+        _leave_behind(place)
+        journal = Journal.resume(place, position)
+        _show(place, self.out / "journal.jsonl")
         journal.start(run_tags("pretrain", self.job), steps=self.schedule.steps)
         if state is None:
             journal.params(json.loads(self.job.to_json()))
         for warning in warnings:
             journal.event("warning", text=warning)
+        if self.parts != self.recipe.accumulation:
+            journal.event("accumulation", parts=self.parts, ranks=self.world.size)
         return journal
+
+    def _parts_on(self, part_images: int) -> int:
+        """Parts of this rank's share that keep a part as large as it was where the state was saved.
+
+        Raises:
+            UserError: for a contrastive method, whose loss is not a sum over parts.
+
+        """
+        parts = max(1, self.local_batch // part_images)
+        if parts > self.recipe.accumulation and self.job.method.contrastive:
+            raise UserError(
+                f"{self.store.directory}: the state was saved on {self.recipe.batch_size // part_images} ranks and "
+                f"this run has {self.world.size}. {self.job.model.method} is contrastive: its variance and covariance "
+                "are over the whole batch, which cannot be cut into parts that are computed one after another. Use as "
+                "many ranks as before."
+            )
+        if self.local_batch % parts:
+            raise UserError(
+                f"{self.store.directory}: {self.local_batch} images of a rank cannot be cut into parts of "
+                f"{part_images}, as large as where the state was saved; use another number of ranks"
+            )
+        return parts
 
     def train(self) -> None:
         """All remaining steps."""
@@ -176,17 +207,23 @@ class Run:
                 self._save()
                 last_saved = time.monotonic()
             if stopping:
-                raise UserError(
+                raise StoppedError(
                     f"stopped by signal {self._stop_signal} after step {self.step} of {self.schedule.steps}; the state "
                     "is saved, the same command goes on from here."
                 )
         if progress:
             progress.close()
 
+    def note(self, error: UserError) -> None:
+        """The last line of a run that does not end well, unless the journal belongs to another process by now."""
+        if self.journal and self.fence.holds:
+            self.journal.event("stopped" if isinstance(error, StoppedError) else "failed", text=str(error))
+
     def publish(self) -> None:
         """Put the finished run's artefacts in their place."""
         if not self.world.is_main or self.journal is None:
             return
+        self.fence.check()
         for percent in self.job.keep_percent:
             _show(self.store.directory / checkpoint_name(percent), self.out / checkpoint_name(percent))
         self.provenance.finish(self.out, data={"pretraining": self.job.data.fingerprint}, decoder=DECODER)
@@ -223,7 +260,7 @@ class Run:
     def optimise(self, batch: Batch) -> StepOutput:
         """One optimizer step; gradients of several parts are summed when accumulating."""
         began = time.perf_counter()
-        t, parts = self.step, self.recipe.accumulation
+        t, parts = self.step, self.parts
         rate = self.schedule.learning_rate(t)
         set_rates(self.optimizer, rate, self.schedule.weight_decay(t))
         moment = Moment(self.job.model.seed, t, self.schedule.progress(t))
@@ -270,15 +307,21 @@ class Run:
         }
         if self.job.method.curriculum:
             values["curriculum_p"] = self.schedule.progress(t)
+        self.fence.check()
         self.journal.metrics(step, values)
         progress.show(loss=means["loss"])
 
     def _save(self) -> None:
-        """State after `self.step` steps. Gathering is collective; rank 0 writes."""
-        state = training_state(self.model, self.optimizer)
+        """State after `self.step` steps; collective. Rank 0 writes, and each rank its part of a sharded run."""
+        if isinstance(self.model, FSDPModule):
+            self.store.save_shards(self.step, self.model, self.optimizer)
+            state: State = {"random": random_state()}
+        else:
+            state = training_state(self.model, self.optimizer)
         if self.journal is None:
             return
         state |= {
+            "part_images": self.local_batch // self.parts,
             "step": self.step,
             "skipped": self.skipped,
             "seconds": self.seconds,
@@ -293,6 +336,7 @@ class Run:
         weights = whole_weights(self.model)
         if self.journal is None:
             return
+        self.fence.check()
         about = {
             "percent": percent,
             "step": self.step,
@@ -337,6 +381,13 @@ def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
         fully_shard(method)
         return method, method
     return method, DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _leave_behind(path: Path) -> None:
+    """Make a file this process's own: one that was thought dead may still have the old one open, and write there."""
+    if path.exists():
+        with atomically(path) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _show(path: Path, place: Path) -> None:

@@ -1,0 +1,89 @@
+"""What the processes of a job leave for whoever waits for it: files of one attempt, one writer each.
+
+    <place>/../.launch/<name>/jobs/<submission>/           submitit's folder: logs, submission script
+                                  /attempt-000/start.json  the claim of this attempt, from rank 0
+                                  /attempt-000/rank-003.json   how rank 3 ended
+                                  /attempt-000/error-003.json  what rank 3 died of, as torchrun's processes write it
+
+An attempt is one start of the job: Slurm's restart count.
+"""
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dseq_jepa.files import write_atomically
+
+INTERRUPTED = "interrupted"
+SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True)
+class End:
+    """How one rank of an attempt ended."""
+
+    rank: int
+    code: int
+    """Exit status of its process; 128 + the signal for one that was killed."""
+    time: float
+    host: str
+    note: str = ""
+    """`interrupted` (goes on later), `superseded`, or a sentence."""
+
+
+class Attempt:
+    """The files of one start of a job."""
+
+    def __init__(self, job_folder: Path, number: int) -> None:
+        self.number = number
+        self.folder = job_folder / f"attempt-{number:03d}"
+
+    @classmethod
+    def newest(cls, job_folder: Path) -> "Attempt | None":
+        """The last attempt that was begun."""
+        numbers = [int(path.name.split("-")[1]) for path in job_folder.glob("attempt-*")]
+        return cls(job_folder, max(numbers)) if numbers else None
+
+    def write(self, end: End) -> None:
+        """Record how a rank ended."""
+        write_atomically(self.folder / f"rank-{end.rank:03d}.json", json.dumps(asdict(end)))
+
+    def ends(self) -> list[End]:
+        """The ranks that ended so far."""
+        return [End(**json.loads(path.read_text())) for path in sorted(self.folder.glob("rank-*.json"))]
+
+    def error_file(self, rank: int) -> Path:
+        """Where a rank's process writes its error, before others can fail because of it."""
+        return self.folder / f"error-{rank:03d}.json"
+
+    def first_failure(self) -> End | None:
+        """The rank that the others failed because of: one that was killed, else the one with the earliest error."""
+        failed = [end for end in self.ends() if end.code and end.note not in (INTERRUPTED, SUPERSEDED)]
+        killed = [end for end in failed if end.code in (128 + 9, 128 + 6, 128 + 11, 128 + 7)]
+        if killed:
+            return min(killed, key=lambda end: end.time)
+        return min(failed, key=lambda end: self._error_time(end), default=None)
+
+    def _error_time(self, end: End) -> float:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(self.error_file(end.rank).read_text())
+            return float(record["message"]["extraInfo"]["timestamp"])
+        return end.time + 1e9  # nothing was recorded: it fell because of others, unless all did
+
+    def announce(self, start: dict[str, Any]) -> None:
+        """Rank 0 tells the others what this attempt may do."""
+        write_atomically(self.folder / "start.json", json.dumps(start))
+
+    def announced(self, seconds: float) -> dict[str, Any] | None:
+        """What rank 0 announced, waited for."""
+        until = time.monotonic() + seconds
+        path = self.folder / "start.json"
+        while not path.exists():
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.2)
+        start: dict[str, Any] = json.loads(path.read_text())
+        return start
