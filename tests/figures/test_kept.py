@@ -48,7 +48,7 @@ def test_a_checkpoint_that_is_not_there(trained: Trained):
 def test_a_checkpoint_of_another_architecture(trained: Trained, changes: dict[str, object], part: str):
     root, results = trained
     architecture = ARCHITECTURE.model_copy(update=changes)
-    with pytest.raises(UserError, match=rf"checkpoint-075\.safetensors.* {part}.*Name the architecture"):
+    with pytest.raises(UserError, match=rf"checkpoint-075\.safetensors.*{part}.*Name the architecture"):
         open_it(root, results, architecture=architecture)
 
 
