@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from dseq_jepa.cli import app
+from dseq_jepa.config import load
 
 MICRO = Path(__file__).parent / "workflow" / "micro.yaml"
 
@@ -24,6 +25,7 @@ def verbs(command: click.Command, prefix: tuple[str, ...] = ()) -> list[tuple[st
     return [verb for name, child in children.items() for verb in verbs(child, (*prefix, name))] or [prefix]
 
 
+PAPER = Path(__file__).parents[1] / "configs" / "paper.yaml"
 VERBS = verbs(get_command(app))
 
 
@@ -125,3 +127,19 @@ def test_every_kind_of_published_checkpoint_can_be_named():
     shown = run("import", "--help", env={"COLUMNS": "400", "PATH": "/usr/bin"}).stdout
     *others, last = LAYOUTS
     assert f"{', '.join(others)} or {last}" in shown
+
+
+@pytest.mark.parametrize("verb", sorted({e.kind for e in load(PAPER).evaluations.values()} - {"cost"}))
+def test_every_evaluation_refuses_an_encoder_of_another_architecture(verb: str, tmp_path: Path):
+    from tests.models.checkpoints import TINY
+
+    card = {
+        "schema": 1, "architecture": TINY.model_dump(mode="json"), "class_token": False,
+        "timm": {"model": "x", "kwargs": {}}, "image_size": 32, "patch_size": 8, "checkpoint": "x", "epoch": 1.0,
+        "score": 1.0, "provenance": {"architecture": "vit-l16"},
+    }  # fmt: skip
+    (tmp_path / "encoder.json").write_text(json.dumps(card))
+    encoder, out = str(tmp_path / "encoder.safetensors"), str(tmp_path / "out")
+    found = run(verb, "--config", str(PAPER), "--architecture", "vit-b16", "--encoder", encoder, "--out", out)
+    assert found.returncode == 1
+    assert "is an encoder of vit-l16, and its results would stand under vit-b16" in found.stderr

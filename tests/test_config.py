@@ -151,6 +151,27 @@ DANGLING = {
     "predictor heads": (("architectures", "vit-mini", "predictor", "heads"), 5, "5 predictor heads do not divide"),
     "saliency block": (("architectures", "vit-mini", "saliency_block"), 7, "beyond the 6 blocks"),
     "whole map": (("methods", "dseq-jepa", "regions", "min_patches"), 64, "no region could ever be found"),
+    "more regions than fit": (
+        ("methods", "dseq-n7", "regions", "count"),
+        12,
+        "regions.count: N is 12, but vit-mini's 8 x 8 patches have room for at most 10 separate components of 3",
+    ),
+    "no size is allowed": (
+        ("methods", "dseq-jepa", "regions", "max_region_scale"),
+        0.04,
+        "3 patches or more and 0.0 to 0.04 of the image beside some background; no region could ever be found",
+    ),
+    "order that does not exist": (
+        ("methods", "dseq-jepa", "order"),
+        "spatail",
+        "methods.dseq-jepa.order: there is no 'spatail'; did you mean \"spatial\"?",
+    ),
+    "saliency that does not exist": (
+        ("methods", "dseq-gradcam", "regions", "saliency"),
+        "grad-cam",
+        "methods.dseq-gradcam.regions.saliency: there is no 'grad-cam'; did you mean \"gradcam\"?",
+    ),
+    "cost of other data": (("evaluations", "cost", "data"), "cub", "costs are of pre-training; expected imagenet"),
     "no visible context": (("methods", "i-jepa", "blocks", "min_context"), 60, "visible patches cannot be kept"),
     "contrastive parts": (("recipes", "pretrain-mini", "accumulation"), 2, "its statistics are over the whole batch"),
     "warm-up": (("recipes", "pretrain-mini", "warmup_epochs"), 3000, "longer than the"),

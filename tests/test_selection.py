@@ -112,6 +112,22 @@ def test_a_checkpoint_of_another_architecture_is_named(data: DatasetSettings, tm
         score(score_job(data), [path], tmp_path / "score")
 
 
+@pytest.mark.parametrize("size", [{"heads": 2}, {"image_size": 48}, {"depth": 1, "saliency_block": 1}])
+def test_sizes_that_no_shape_shows_are_compared_too(
+    size: dict[str, int], data: DatasetSettings, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "run", encoder(class_token=True))
+    expected = TINY.model_copy(update={**size, "label": "ViT-other"})
+    job = score_job(data).model_copy(update={"architecture": expected})
+    name = next(iter(size))
+    message = (
+        f"checkpoint-050.safetensors: is a checkpoint of {TINY.label} and not of ViT-other "
+        rf"\({name} {getattr(TINY, name)}, not {size[name]}\). Name the architecture"
+    )
+    with pytest.raises(UserError, match=message):
+        score(job, [path], tmp_path / "score")
+
+
 def rows(**knn_of_percent: float) -> list[dict[str, Any]]:
     return [
         {"percent": int(percent[1:]), "epoch": 1.0, "file": f"../run/{percent}", "knn_top1": knn, "rankme": 1.2,

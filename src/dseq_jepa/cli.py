@@ -140,6 +140,12 @@ def _evaluation(kind: type[AnyJob], verb: str, group: str | None) -> Callable[["
     return build
 
 
+def _refuse_other_encoder(encoder: Path, job: "Job") -> None:
+    from dseq_jepa.models.weights import refuse_other_encoder
+
+    refuse_other_encoder(encoder, job.model)
+
+
 def _spread(job: "Job") -> None:
     """Start the configured number of processes, each with this same command, unless this is one of them already."""
     if job.compute.ranks > 1 and "RANK" not in os.environ:
@@ -250,6 +256,7 @@ def probe(
     from dseq_jepa.jobs import ProbeJob
 
     job = _resolve(ProbeJob, settings, _evaluation(ProbeJob, "probe", group), config, (method, architecture, seed))
+    _refuse_other_encoder(encoder, job)
     _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.probe import evaluate
@@ -277,6 +284,7 @@ def finetune(
     job = _resolve(
         FinetuneJob, settings, _evaluation(FinetuneJob, "finetune", group), config, (method, architecture, seed)
     )
+    _refuse_other_encoder(encoder, job)
     _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.finetune import finetune as run
@@ -304,6 +312,7 @@ def segment(
     job = _resolve(
         SegmentJob, settings, _evaluation(SegmentJob, "segment", group), config, (method, architecture, seed)
     )
+    _refuse_other_encoder(encoder, job)
     _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.segmentation import segment as run
@@ -329,6 +338,7 @@ def detect(
     from dseq_jepa.jobs import DetectJob
 
     job = _resolve(DetectJob, settings, _evaluation(DetectJob, "detect", group), config, (method, architecture, seed))
+    _refuse_other_encoder(encoder, job)
     _spread(job)
     with _alone_in(out), _shown_live(job, out):
         from dseq_jepa.evaluation.detection.job import detect as run

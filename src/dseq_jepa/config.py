@@ -23,7 +23,7 @@ from dseq_jepa.data.settings import DatasetSettings, LoadingSettings, MiniatureS
 from dseq_jepa.errors import ConfigError
 from dseq_jepa.evaluation.settings import EvaluationSettings, FinetuneSettings, ProbeSettings
 from dseq_jepa.figures.settings import FigureSettings, methods_of, misfits
-from dseq_jepa.methods.settings import MethodSettings
+from dseq_jepa.methods.settings import MethodSettings, RegionSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.tables.settings import TableSettings
 from dseq_jepa.training.settings import Recipe, SelectionSettings
@@ -181,6 +181,9 @@ def _sentence(problem: Any, mapping: Mapping[str, Any]) -> str:
             return _kind_problem(where, problem)
         case "missing":
             return f"{where}: required but not given"
+        case "literal_error":
+            valid = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            return f"{where}: there is no {_short(problem['input'])}; {nearest(str(problem['input']), valid)}"
         case "float_type" | "int_type" if _is_number(problem["input"]):
             hint = (
                 "; YAML reads 1e-4 as text, write 1.0e-4" if "e" in problem["input"].lower() else "; remove the quotes"
@@ -398,7 +401,7 @@ def _bad_targets(experiment: Experiment) -> Iterable[str]:
         if data is None:
             continue
         if evaluation.kind == "cost" and evaluation.data != experiment.pretraining_data:
-            yield f"evaluations.{key}.data: a pre-training costs what it does on {experiment.pretraining_data}; name that"
+            yield f"evaluations.{key}.data: costs are of pre-training; expected {experiment.pretraining_data}"
         valid = LAYOUTS_OF_KIND[evaluation.kind]
         if data.layout not in valid:
             yield f"evaluations.{key}.data: a {evaluation.kind} cannot use {data.layout}; it takes {', '.join(valid)}"
@@ -436,10 +439,9 @@ def _impossible_pairs(experiment: Experiment) -> Iterable[str]:
                 f"methods.{method_name}.blocks.min_context: {method.blocks.min_context} visible patches cannot be kept "
                 f"on {architecture_name}: {method.blocks.targets} targets can hide {hidden} of {architecture.patches}"
             )
-        if method.regions.min_patches >= architecture.patches:
-            yield (
-                f"methods.{method_name}.regions.min_patches: {method.regions.min_patches} is the whole map of "
-                f"{architecture_name} ({architecture.patches} patches); no region could ever be found"
+        if method.generation == "discriminative":
+            yield from _impossible_regions(
+                f"methods.{method_name}.regions", method.regions, architecture_name, architecture
             )
         recipe = experiment.recipes.get(architecture.recipe)
         if recipe and method.contrastive and recipe.accumulation > 1:
@@ -447,3 +449,23 @@ def _impossible_pairs(experiment: Experiment) -> Iterable[str]:
                 f"recipes.{architecture.recipe}.accumulation: {method_name} is contrastive, and its statistics are "
                 "over the whole batch; set accumulation: 1 or use more ranks"
             )
+
+
+def _impossible_regions(
+    where: str, regions: RegionSettings, name: str, architecture: ArchitectureSettings
+) -> Iterable[str]:
+    """Regions that no saliency map of an architecture could have."""
+    grid, most = architecture.grid, regions.most_components(architecture.grid)
+    sizes = f"{regions.min_patches} patches or more"
+    if (regions.min_region_scale, regions.max_region_scale) != (0, 1):
+        sizes += f" and {regions.min_region_scale} to {regions.max_region_scale} of the image"
+    if not most:
+        yield (
+            f"{where}: no component of {name}'s {grid} x {grid} patches can have {sizes} beside some background; no "
+            "region could ever be found"
+        )
+    elif regions.count - 1 > most:
+        yield (
+            f"{where}.count: N is {regions.count}, but {name}'s {grid} x {grid} patches have room for at most {most} "
+            f"separate components of {sizes}: with the remainder N is at most {most + 1}"
+        )

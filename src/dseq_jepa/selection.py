@@ -110,9 +110,10 @@ def _open_checkpoint(job: ScoreJob, path: Path, world: "World") -> tuple["Frozen
 
     from dseq_jepa.evaluation.features import FrozenEncoder
     from dseq_jepa.models.vit import VisionTransformer
-    from dseq_jepa.models.weights import encoder_shapes, read_target, refuse_mismatches
+    from dseq_jepa.models.weights import encoder_shapes, read_target, refuse_mismatches, refuse_other_architecture
 
     arrays, metadata = read_target(path)
+    refuse_other_architecture(str(path), metadata, job.architecture)
     expected = encoder_shapes(job.architecture, job.class_token)
     del expected["pos_embed"]  # fixed, so checkpoints do not hold it
     refuse_mismatches(str(path), {key: array.shape for key, array in arrays.items()}, expected)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, label
 
 from dseq_jepa.methods.partition import random_order, spatial_order
 from dseq_jepa.methods.regions import by_scikit_image, cls_saliency, on_device, ranked_regions
@@ -171,3 +171,34 @@ def test_random_order_permutes_regions_by_seed_step_and_image_and_keeps_the_rema
             assert torch.equal(before_T == last, after_T == last)
             pairs = set(zip(before_T.tolist(), after_T.tolist(), strict=True))
             assert len(pairs) == last == len({new for _, new in pairs})
+
+
+def most_found(side: int) -> dict[int, int]:
+    """By smallest size: most components that any of the 2^(side^2) foregrounds has, by trying them all."""
+    patches = side * side
+    maps_NHW = (np.arange(2**patches)[:, None] >> np.arange(patches) & 1).astype(bool).reshape(-1, side, side)
+    within_a_map = np.zeros((3, 3, 3), int)
+    within_a_map[1] = 1
+    labels_NHW, count = label(maps_NHW[:-1], structure=within_a_map)  # without the map that is all foreground
+    area_K = np.bincount(labels_NHW.ravel(), minlength=count + 1)[1:]
+    map_K = np.zeros(count + 1, int)
+    map_K[labels_NHW.ravel()] = np.arange(len(labels_NHW)).repeat(patches)
+    sizes = range(1, patches + 1)
+    return {size: int(np.bincount(map_K[1:][area_K >= size], minlength=1).max()) for size in sizes}
+
+
+def test_what_is_called_impossible_is_impossible() -> None:
+    """On every map up to 4 x 4 patches no more components are found than are said to fit; rarely fewer."""
+    loose = []
+    for side in (2, 3, 4):
+        for size, found in most_found(side).items():
+            bound = RegionSettings(min_patches=size).most_components(side)
+            assert found <= bound, f"{found} components of {size} patches exist on {side} x {side}"
+            loose += [(side, size)] * (found < bound)
+    assert loose == [(4, 3), (4, 6)]
+
+
+def test_the_papers_seven_regions_fit_its_map_and_scales_count_too() -> None:
+    assert RegionSettings().most_components(14) == 12
+    assert RegionSettings(min_region_scale=0.2).most_components(14) == 225 // (40 + 13 + 1)
+    assert RegionSettings(max_region_scale=0.05).most_components(14) == 0  # 9.8 patches, and 10 are needed

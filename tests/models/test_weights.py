@@ -9,8 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.models.vit import VisionTransformer
-from dseq_jepa.models.weights import IMAGENET_MEAN, IMAGENET_STD, export_encoder, load_encoder, read_card
-from tests.models.checkpoints import TINY, pretrain_job, write_checkpoint
+from dseq_jepa.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    card_path,
+    export_encoder,
+    load_encoder,
+    read_card,
+    refuse_other_encoder,
+)
+from tests.models.checkpoints import MODEL, TINY, pretrain_job, write_checkpoint
 from tests.models.checkpoints import encoder as encoder_of
 
 
@@ -121,3 +129,16 @@ def test_exported_positions_are_those_of_the_encoder(tmp_path: Path) -> None:
     position_1LD = load_file(written)["pos_embed"].numpy()
     assert np.array_equal(position_1LD[:, 1:], encoder_of(True).pos_embed.numpy())
     assert not position_1LD[:, 0].any()
+
+
+def test_results_never_stand_under_another_architectures_name(tmp_path: Path) -> None:
+    written = export_encoder(write_selection(tmp_path, encoder_of(False)), tmp_path / "out")
+    refuse_other_encoder(written, MODEL)
+    other = MODEL.model_copy(update={"architecture": "vit-b16"})
+    message = rf"{written}: is an encoder of a, and its results would stand under vit-b16. Give --architecture a, or"
+    with pytest.raises(UserError, match=message):
+        refuse_other_encoder(written, other)
+    card = json.loads(card_path(written).read_text())
+    card["provenance"] = {"kind": "mae"}
+    card_path(written).write_text(json.dumps(card))
+    refuse_other_encoder(written, other)  # an imported encoder has no name here

@@ -8,6 +8,7 @@
 | DSeq-C-JEPA    | discriminative | sequential | on          | on         | {}          |
 """
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -58,6 +59,26 @@ class RegionSettings(Closed):
     A.1, Table 7), for another pass of context encoder and predictor."""
     backend: Literal["batched", "skimage"] = "batched"
     """`skimage` is the slow reference that `batched` equals on every map."""
+
+    def allows(self, area: float, patches: int) -> bool:
+        """Whether a component of `area` of an image's `patches` is neither too small nor too large."""
+        scale = area / patches
+        return area >= self.min_patches and self.min_region_scale <= scale <= self.max_region_scale
+
+    def most_components(self, grid: int) -> int:
+        """At most so many components can be found at once on a grid x grid map; 0: none can ever.
+
+        Components do not touch, not even at corners. So each of the ceil(grid / 2)^2 squares of 2 x 2 patches has
+        patches of one component only, and components stay disjoint when each is widened by a row and a column: of a
+        patches at least a + ceil(2 sqrt(a)) + 1 places of (grid + 1)^2 (the Brunn-Minkowski inequality on a lattice).
+        """
+        patches = grid * grid  # a component of all of them has no background to stand out from
+        smallest = next((area for area in range(1, patches) if self.allows(area, patches)), None)
+        if smallest is None:
+            return 0
+        widened = smallest + math.isqrt(4 * smallest - 1) + 2
+        squares = -(-smallest // 4)
+        return min((grid + 1) ** 2 // widened, (-(-grid // 2)) ** 2 // squares)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

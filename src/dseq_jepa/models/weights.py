@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from dseq_jepa.closed import Closed
 from dseq_jepa.errors import UserError
 from dseq_jepa.files import atomically, file_sha256, write_atomically
-from dseq_jepa.jobs import PretrainJob
+from dseq_jepa.jobs import Model, PretrainJob
 from dseq_jepa.models.positions import sincos_2d
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.provenance import Provenance, code_version
@@ -128,6 +128,47 @@ def refuse_mismatches(source: str, found: Mapping[str, Shape], expected: Mapping
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise UserError(
             f"{source} does not hold this architecture: {listed}{more}. Name the architecture it was made with."
+        )
+
+
+def refuse_other_architecture(source: str, about: Mapping[str, Any], expected: ArchitectureSettings) -> None:
+    """Compare the sizes that a checkpoint was made with; shapes do not show all of them, such as the heads.
+
+    Args:
+        source: the file, for the error.
+        about: its metadata, with the job that made it.
+        expected: the architecture that it is read as.
+
+    Raises:
+        UserError: one sentence that names both architectures and what differs.
+
+    """
+    made = PretrainJob.parse(json.dumps(about["job"])).architecture
+    sizes = ("image_size", "patch_size", "width", "depth", "heads")
+    different = [
+        f"{name} {getattr(made, name)}, not {getattr(expected, name)}"
+        for name in sizes
+        if getattr(made, name) != getattr(expected, name)
+    ]
+    if different:
+        raise UserError(
+            f"{source}: is a checkpoint of {made.label} and not of {expected.label} ({'; '.join(different)}). Name the "
+            "architecture it was made with."
+        )
+
+
+def refuse_other_encoder(encoder: Path, model: Model) -> None:
+    """Refuse to measure an exported encoder under another architecture's name; an imported one has none.
+
+    Raises:
+        UserError: naming the encoder and both architectures.
+
+    """
+    made = read_card(encoder).provenance.get("architecture", model.architecture)
+    if made != model.architecture:
+        raise UserError(
+            f"{encoder}: is an encoder of {made}, and its results would stand under {model.architecture}. Give "
+            f"--architecture {made}, or the encoder of {model.architecture}."
         )
 
 
