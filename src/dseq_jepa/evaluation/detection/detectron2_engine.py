@@ -9,6 +9,7 @@ so a killed run goes on to the same weights here too.
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -146,9 +147,10 @@ class Detectron2Task:
             found[prediction["image_id"]].append(prediction)
         searched = [Searched(index, found[image.id]) for index, image in enumerate(self.val.images)]
         result = measured(self.name, self.val, searched, self.settings.examples)
-        result.result["values"] |= {
-            f"detectron2_{ours}_ap": float(judged[theirs]["AP"]) for ours, theirs in KINDS.items() if theirs in judged
-        }
+        for ours, theirs in KINDS.items():
+            value = float(judged[theirs]["AP"])
+            if math.isfinite(value):  # detectron2 has no number for no predictions at all
+                result.result["values"][f"detectron2_{ours}_ap"] = value
         return result
 
     def _evaluate(self, folder: Path) -> Mapping[str, Any]:
@@ -177,6 +179,8 @@ class Detectron2Tuning(Tuning):
         optimizer: torch.optim.Optimizer = instantiate(
             optimizer_config(self.task.settings, self.task.depth, self.task.model)
         )
+        for group in optimizer.param_groups:  # the schedule would add it later, and a state must fit a new optimizer
+            group["initial_lr"] = group["lr"]
         return optimizer
 
     def train(self) -> None:
