@@ -66,8 +66,7 @@ def measure(job: CostJob, out: Path) -> None:
 
     """
     ((name, settings),) = job.evaluations.items()
-    world = distributed.start(job.compute)
-    try:
+    with distributed.joined(job.compute) as world:
         provenance = Provenance.begin(job.to_json(), job.digest)
         began = time.perf_counter()
         with TemporaryDirectory() as scratch:
@@ -80,8 +79,6 @@ def measure(job: CostJob, out: Path) -> None:
             result["seconds"] = round(time.perf_counter() - began, 1)
             provenance.finish(out, data={settings.data: job.data[settings.data].fingerprint}, decoder=DECODER)
             write_metrics(out, job, {name: result})
-    finally:
-        distributed.stop()
 
 
 def _share(job: CostJob, settings: CostSettings, world: World) -> PretrainJob:
