@@ -95,6 +95,7 @@ def test_the_paper_has_official_counts_and_the_schedule_of_its_appendix(paper: E
         "cub": (5994, 5794, 200),
         "cars": (8144, 8041, 196),
         "clevr": (70_000, 15_000, None),
+        "ade20k": (20_210, 2_000, 150),
     }
     base, large, huge = (paper.recipes[f"pretrain-{size}"] for size in "blh")
     assert (base.epochs, large.epochs, huge.epochs) == (600, 600, 300)
@@ -105,6 +106,22 @@ def test_the_paper_has_official_counts_and_the_schedule_of_its_appendix(paper: E
     probe = paper.evaluations["imagenet-linear"]
     assert (probe.features[0], probe.epochs, probe.milestones) == ("last4", 28, (8, 16, 24))
     assert [probe.resize_for(size) for size in (224, 448)] == [256, 512]
+
+
+def test_the_paper_fine_tunes_by_mae_and_segments_by_mmsegmentation(paper: Experiment):
+    settings = paper.evaluations["imagenet-finetune"]
+    base, large, huge = (settings.on(name) for name in ("vit-b16", "vit-l16", "vit-h16-448"))
+    assert (base.epochs, base.warmup_epochs, base.batch_size, base.learning_rate) == (50, 5, 512, 1e-4)
+    assert [one.layer_decay for one in (base, large, huge)] == [0.65, 0.75, 0.75]
+    assert [one.drop_path for one in (base, large, huge)] == [0.1, 0.2, 0.25]
+    assert [one.weight_decay for one in (base, large, huge)] == [0.05, 0.05, 0.04]
+    assert (base.mixup, base.cutmix, base.label_smoothing, base.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert [base.resize_for(224), huge.resize_for(448)] == [256, 448]
+    assert all(one.batch_size // paper.compute.ranks % one.mixing_group == 0 for one in (base, large, huge))
+    dense = paper.evaluations["ade20k-segment"]
+    assert (dense.iterations, dense.warmup_iterations, dense.batch_size) == (160_000, 1_500, 16)
+    assert (dense.crop_size, dense.stride, dense.width, dense.auxiliary_weight) == (512, 341, 768, 0.4)
+    assert (dense.learning_rate, dense.layer_decay, dense.weight_decay, dense.drop_path) == (1e-4, 0.65, 0.05, 0.1)
 
 
 @pytest.mark.slow
