@@ -40,7 +40,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def settings(pictures: Path):
     """A run of some seconds that saves after every step."""
-    return job(pictures, epochs=40, save_every_minutes=1e-9)
+    return job(pictures, epochs=20, save_every_minutes=1e-9)
 
 
 @pytest.fixture(scope="session")

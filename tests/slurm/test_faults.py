@@ -47,7 +47,7 @@ def test_time_limits_reached_save_and_go_on(launched: Launched, undisturbed: Pat
     """Slurm's own signal, as it sends it before a limit, three times at different steps."""
     launched.start()
     for number in range(1, 4):
-        launched.trained(30 * number)
+        launched.trained(20 * number)
         slurm("scancel", "--signal=USR2", launched.job())
         until(lambda n=number: len(launched.starts()) == n + 1, f"start {number + 1}")
     status, said = launched.end()
@@ -145,7 +145,7 @@ def test_ctrl_c_cancels_and_a_hang_up_detaches(launched: Launched, undisturbed: 
     assert status == 128 + signal.SIGHUP
     assert "left alone" in said
     assert slurm("squeue", "-h", "-j", launched.job(), "-o", "%T") == "RUNNING"
-    launched.start().trained(60)
+    launched.start().trained(40)
     status, said = launched.kill(signal.SIGINT)
     assert status == 128 + signal.SIGINT
     assert "cancelled" in said

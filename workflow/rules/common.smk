@@ -9,6 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from dseq_jepa import jobs
+from dseq_jepa.cluster.order import prefix
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
 from dseq_jepa.figures.job import figure_job
@@ -303,9 +304,18 @@ def with_fingerprints(job, manifests):
     return job.model_copy(update={"data": data})
 
 
+def detection_command(wildcards):
+    """The package's command: in detectron2's own environment, where it is not installed, from this checkout."""
+    if USES_DETECTRON2 and "conda" in map(str, workflow.deployment_settings.deployment_method):
+        return f"env PYTHONPATH={Path(workflow.basedir).parent / 'src'} python -m dseq_jepa"
+    return "dseq-jepa"
+
+
 def launch(wildcards, resources):
-    """What stands before every job's command: nothing on this machine, or $DSEQ_LAUNCH, such as `nice -n 19`."""
-    return LAUNCH
+    """What stands before every job's command: `dseq-jepa launch ... --` where a profile gives the resource `launcher`
+    (profiles/slurm); otherwise nothing, or $DSEQ_LAUNCH, such as `nice -n 19`.
+    """
+    return prefix(dict(resources.items())) or LAUNCH
 
 
 def begin():

@@ -165,8 +165,8 @@ _OPTIONS = {
 
 
 def prefix(resources: Mapping[str, Any]) -> str:
-    """What stands before a workflow's command: `dseq-jepa launch ... --`; empty without the resource `launcher`."""
-    if not resources.get("launcher"):
+    """What stands before a workflow's command: `dseq-jepa launch ... --`; empty for the launcher "none"."""
+    if resources.get("launcher", "none") == "none":
         return ""
     words = ["dseq-jepa", "launch", "--cluster", str(resources["launcher"])]
     for resource, option in _OPTIONS.items():
