@@ -36,6 +36,8 @@ EXPERIMENT = checked(config)
 RESULTS = EXPERIMENT.directory.as_posix()
 REPORTED = os.path.relpath(Path(workflow.basedir).parent / "configs" / "reported_values.csv")
 ENVIRONMENT = "../envs/dseq-jepa.yml"
+USES_DETECTRON2 = any(getattr(entry, "engine", "") == "detectron2" for entry in EXPERIMENT.evaluations.values())
+DETECTION_ENVIRONMENT = "../envs/detectron2.yml" if USES_DETECTRON2 else ENVIRONMENT
 THREADS = EXPERIMENT.compute.threads
 GPUS = int(EXPERIMENT.compute.device == "cuda")
 EXPERIMENT_NAME = EXPERIMENT.tracking.experiment or EXPERIMENT.name
@@ -180,7 +182,7 @@ def of_test_images(metrics):
     return not of_kind(metrics, "cost")
 
 
-SHOWING_EXAMPLES = ("segment",)  # kinds of evaluation that draw examples.png, a page for people to look at
+SHOWING_EXAMPLES = ("segment", "detect")  # kinds of evaluation that draw examples.png, a page for people to look at
 
 
 def datasets_in_use():
@@ -208,6 +210,7 @@ def every_artefact():
         *measured,
         *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
         *(path.replace("metrics.json", "examples.png") for path in measured if of_kind(path, *SHOWING_EXAMPLES)),
+        *(path.replace("metrics.json", "predictions.json.gz") for path in measured if of_kind(path, "detect")),
         *files_of(EXPERIMENT.tables),
         *files_of_figures(EXPERIMENT.figures),
         at("report.html"),
@@ -302,6 +305,13 @@ def with_fingerprints(job, manifests):
     else:
         data = job.data.model_copy(update={"fingerprint": found[EXPERIMENT.pretraining_data]})
     return job.model_copy(update={"data": data})
+
+
+def detection_command(wildcards):
+    """The package's command: in detectron2's own environment, where it is not installed, from this checkout."""
+    if USES_DETECTRON2 and "conda" in map(str, workflow.deployment_settings.deployment_method):
+        return f"env PYTHONPATH={Path(workflow.basedir).parent / 'src'} python -m dseq_jepa"
+    return "dseq-jepa"
 
 
 def detection_command(wildcards):
