@@ -102,6 +102,7 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        x_BCHW = x_BCHW.float()  # as batch_norm does under autocast
         count = x_BCHW.numel() // x_BCHW.shape[1] * dist.get_world_size()
         mean_C = with_gradient.all_reduce(x_BCHW.sum(dim=(0, 2, 3))) / count  # type: ignore[no-untyped-call]
         centred_BCHW = x_BCHW - mean_C[:, None, None]
