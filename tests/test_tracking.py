@@ -21,7 +21,8 @@ import pytest
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import Journal, encode, read
 from dseq_jepa.live import LiveMirror
-from dseq_jepa.tracked import MAX_POINTS, sources, stride_of
+from dseq_jepa.thinning import MAX_POINTS, stride_of
+from dseq_jepa.tracked import sources
 from dseq_jepa.tracking import sync
 
 MODEL = "dseq-jepa/vit-b/seed0"
@@ -142,7 +143,7 @@ def test_a_model_is_a_tree_of_runs_that_people_can_read(results: Path) -> None:
     evaluated(results)
     summary = sync(results, "demo", out=results / "tracking" / "synced.json")
     runs = stored(results)
-    assert set(runs) == {NAME, f"select: {NAME}", f"fine-grained: {NAME}", "tables"}
+    assert set(runs) == {NAME, f"select: {NAME}", f"fine-grained: {NAME}", "tables and figures"}
     root = runs[NAME]
     assert "mlflow.parentRunId" not in root.data.tags
     for child in (f"select: {NAME}", f"fine-grained: {NAME}"):
@@ -172,7 +173,7 @@ def test_parameters_metrics_and_artefacts(results: Path) -> None:
     assert select.data.metrics["selected/percent"] == 100
     artefacts = {path.relative_to(results / "mlartifacts").as_posix().partition("artifacts/")[2]: path
                  for path in (results / "mlartifacts").rglob("*") if path.is_file()}  # fmt: skip
-    assert {"config.json", "score/scores.json", "export/selection.json", "metrics.json", "table1.csv"} < set(artefacts)
+    assert {"config.json", "score/scores.json", "export/selection.json", "metrics.json", "tables/table1.csv"} < set(artefacts)
     assert json.loads(artefacts["metrics.json"].read_text())["evaluations"]["cub"]["value"] == 71.25
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.masking import masked
-from dseq_jepa.tracking import is_server, store_uri
+from dseq_jepa.stores import is_server, store_uri
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 120.0

@@ -4,13 +4,13 @@
     for source in sources(Path("results/demo")): print(source.read().name)'
 
 Nothing here knows MLflow; tracking.py makes the store agree with it. A pre-training is a root run; the selection and
-the evaluations of its model are its children. Curves are thinned to at most 10,000 points a metric: one at a fixed
-stride of steps, plus the last one when the run has ended. The stride comes from the planned steps in the journal's
-first line, so it is the same while a run goes on and after a resume. The journal keeps everything.
+the evaluations of its model are its children. Tables, figures and the report are a run, and so is every invocation of
+the workflow. Curves are thinned (thinning.py); the journal keeps everything.
 """
 
 import hashlib
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -23,30 +23,49 @@ from typing import Any, NamedTuple
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import read
 from dseq_jepa.masking import masked
+from dseq_jepa.thinning import Point, allowed, named, thinned
 
-MAX_POINTS = 10_000
 JOURNAL = "journal.jsonl"
-_FORMAT = "1"  # of the mirror; a change here mirrors everything anew
+_FORMAT = "2"  # of the mirror; a change here mirrors everything anew
 _LAYOUT = re.compile(
     r"(?P<step>[^/]+)/(?:(?P<group>[^/]+)/)?(?P<method>[^/]+)/(?P<architecture>[^/]+)/seed(?P<seed>\d+)"
 )
+ENCODER = "encoder.safetensors"
 RESULTS = ("metrics.json", "scores.json", "selection.json", "run.json")
 _ARTEFACTS = (*RESULTS, "encoder.json", "provenance.json")
-_NO_JOBS = ("data", "fingerprints", "mlartifacts", "tables", "tracking")  # folders of results/<config>
-_TABLES = ("csv", "md", "tex", "html")
-_NOT_ALLOWED = re.compile(r"[^\w.\- :/]")
+_NO_JOBS = (
+    "benchmarks",
+    "data",
+    "figures",
+    "fingerprints",
+    "logs",
+    "mlartifacts",
+    "tables",
+    "tracking",
+    "workflow",
+)  # folders of results/<config>
+_SHOWN = {"tables": ("csv", "md", "tex", "html"), "figures": ("png", "pdf", "md")}
+_REPORT = "report.html"
 _CLOSING_MS = 5000  # a job may still write a line after its result
-_LONGEST_NAME, _LONGEST_PARAM = 250, 6000
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 4000
 _STATES = {"resumed": "RUNNING", "finished": "FINISHED", "failed": "FAILED"}
 
 
-class Point(NamedTuple):
-    """One value of a curve."""
+class Dataset(NamedTuple):
+    """A data set that a run read."""
 
     name: str
-    step: int
-    time_ms: int
-    value: float
+    fingerprint: str
+    context: str
+    """pre-training, selection or evaluation."""
+    root: str
+
+
+class Export(NamedTuple):
+    """The encoder that a model's selection chose."""
+
+    weights: Path
+    card: dict[str, Any]
 
 
 @dataclass
@@ -59,7 +78,7 @@ class Run:
     """Its identity: the place and the digest of its configuration. A changed configuration is another run."""
     name: str
     status: str
-    """RUNNING, FINISHED or FAILED."""
+    """RUNNING, FINISHED or FAILED; KILLED for a workflow that could not say how it ended."""
     start_ms: int
     end_ms: int | None
     tags: dict[str, str]
@@ -69,6 +88,8 @@ class Run:
     """The resolved job."""
     artefacts: list[tuple[Path, str | None]] = field(default_factory=list)
     """Files, each with its folder among the run's artefacts (None: at the top)."""
+    datasets: list[Dataset] = field(default_factory=list)
+    export: Export | None = None
 
 
 @dataclass(frozen=True)
@@ -80,19 +101,23 @@ class Source:
     parent: str | None
     """Place of the pre-training that it belongs to."""
     folders: tuple[Path, ...]
+    logs: tuple[Path, ...] = ()
+    """What the jobs wrote to their terminals."""
+    superseded: bool = False
+    """Of a workflow's invocation: another one began later."""
 
     def files(self) -> list[Path]:
         """What the run is read from, first of all its journal."""
         if self.step == "tables":
-            return sorted(path for end in _TABLES for path in self.folders[0].glob(f"*.{end}"))
-        names = (JOURNAL, *_ARTEFACTS)
+            return [path for path, _ in _shown(self.folders[0])]
+        names = (JOURNAL, *_ARTEFACTS, *((ENCODER,) if self.step == "select" else ()))
         return [folder / name for folder in self.folders for name in names if (folder / name).is_file()]
 
     def fingerprint(self) -> str:
         """Changes when any of the files changes; taken before reading, so a growing journal is read again later."""
-        stats = [(path, path.stat()) for path in self.files()]
+        stats = [(path, path.stat()) for path in (*self.files(), *self.logs)]
         lines = [f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-        return hashlib.sha256("\n".join([_FORMAT, *lines]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([_FORMAT, str(self.superseded), *lines]).encode()).hexdigest()[:16]
 
     def read(self) -> Run:
         """Read everything.
@@ -101,7 +126,13 @@ class Source:
             UserError: for a corrupt journal or result file, with its name.
 
         """
-        return _tables(self) if self.step == "tables" else _job(self)
+        match self.step:
+            case "tables":
+                return _tables(self)
+            case "workflow":
+                return _workflow(self)
+            case _:
+                return _job(self)
 
 
 def sources(results: Path) -> Iterator[Source]:
@@ -111,9 +142,15 @@ def sources(results: Path) -> Iterator[Source]:
         if any((folder / name).is_file() for name in (JOURNAL, *RESULTS)):
             found.setdefault(_place(_parts(folder, results)), []).append(folder)
     for place in sorted(found, key=lambda place: (not place.startswith("pretrain/"), place)):
-        yield _source(place, tuple(sorted(found[place], reverse=True)))
-    if any((results / "tables").glob("*.*")):
-        yield Source("tables", "tables", None, (results / "tables",))
+        folders = tuple(sorted(found[place], reverse=True))
+        logs = [results / "logs" / f"{folder.relative_to(results)}.log" for folder in folders]
+        yield _source(place, folders, tuple(log for log in logs if log.is_file()))
+    if _shown(results):
+        yield Source("tables", "tables", None, (results,))
+    invocations = [journal.parent for journal in sorted(results.glob(f"workflow/*/{JOURNAL}"))]
+    for folder in invocations:
+        later = folder != invocations[-1]
+        yield Source(f"workflow/{folder.name}", "workflow", None, (folder,), superseded=later)
 
 
 def job_folders(results: Path) -> Iterator[Path]:
@@ -139,17 +176,6 @@ def source_of(folder: Path) -> Source | None:
     return _source(_place({"group": None, **first["tags"]}), (folder,))
 
 
-def stride_of(interval: int, last_step: int) -> int:
-    """Steps between mirrored points of a metric that is logged every `interval` steps up to `last_step`.
-
-    The interval times 1, 2, 4, ...: the first that leaves room for the last point.
-    """
-    stride = max(1, interval)
-    while last_step // stride + 1 >= MAX_POINTS:
-        stride *= 2
-    return stride
-
-
 def _place(where: Mapping[str, str | None]) -> str:
     """Scoring and export are the two halves of choosing a checkpoint: one run."""
     step = "select" if where["step"] in ("score", "export") else where["step"]
@@ -157,10 +183,22 @@ def _place(where: Mapping[str, str | None]) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _source(place: str, folders: tuple[Path, ...]) -> Source:
+def _source(place: str, folders: tuple[Path, ...], logs: tuple[Path, ...] = ()) -> Source:
     step = place.split("/")[0]
     model = "/".join(place.split("/")[-3:])
-    return Source(place, step, None if step == "pretrain" else f"pretrain/{model}", folders)
+    return Source(place, step, None if step == "pretrain" else f"pretrain/{model}", folders, logs)
+
+
+def _shown(results: Path) -> list[tuple[Path, str | None]]:
+    """Tables, figures and the report, each with its folder."""
+    found: list[tuple[Path, str | None]] = [
+        (path, folder)
+        for folder, ends in _SHOWN.items()
+        for end in ends
+        for path in sorted((results / folder).glob(f"*.{end}"))
+    ]
+    report = results / _REPORT
+    return [*found, (report, None)] if report.is_file() else found
 
 
 def _job(source: Source) -> Run:
@@ -179,7 +217,7 @@ def _job(source: Source) -> Run:
     end_ms = _utc_ms(made["finished"]) if made else max(result_ms, last_ms)
     start_ms = _ms(lines[0]["t"]) if lines else _utc_ms(made["started"]) if made else end_ms
     metrics = [line for line in lines if line["kind"] == "metrics"]
-    curves = list(_curves(metrics, started.get("steps"), ended=status != "RUNNING"))
+    curves = list(thinned(metrics, started.get("steps"), ended=status != "RUNNING"))
     journalled = {point.name for point in curves}
     return Run(
         place=source.place,
@@ -188,30 +226,78 @@ def _job(source: Source) -> Run:
         status=status,
         start_ms=start_ms,
         end_ms=None if status == "RUNNING" else end_ms,
-        tags=tags,
+        tags=tags | {"state": status.lower()},
         params=_flat(job),
         points=[*curves, *(point for point in _results(files, end_ms) if point.name not in journalled)],
         config=job or None,
         artefacts=[
-            (path, path.parents[3].name if len(source.folders) > 1 else None) for path in paths if path.name != JOURNAL
+            *((path, _folder(path, source)) for path in paths if path.name != JOURNAL),
+            *((log, "logs") for log in source.logs),
         ],
+        datasets=_datasets(source.step, made, job),
+        export=Export(files[ENCODER], _json(files["encoder.json"]))
+        if {ENCODER, "encoder.json"} <= files.keys()
+        else None,
+    )
+
+
+def _folder(path: Path, source: Source) -> str | None:
+    """Two folders make the selection's run: score and export keep their names."""
+    return path.parents[3].name if source.step == "select" else None
+
+
+def _datasets(step: str, made: Mapping[str, Any], job: Mapping[str, Any]) -> list[Dataset]:
+    """What the job says that it read; its settings know the layouts and folders."""
+    settings = job.get("data", {})
+    context = {"pretrain": "pre-training", "select": "selection"}.get(step, "evaluation")
+    found = []
+    for name, fingerprint in made.get("data", {}).items():
+        entry = settings.get(name, settings)
+        found.append(Dataset(str(entry.get("layout", name)), fingerprint or "", context, str(entry.get("root", ""))))
+    return found
+
+
+def _workflow(source: Source) -> Run:
+    """An invocation of the workflow. The one that is mirroring its own results has nothing else left to do."""
+    lines = list(read(source.folders[0] / JOURNAL))
+    tags = {name: masked(value) for name, value in _first(lines, "run").get("tags", {}).items()}
+    name = source.place.partition("/")[2]
+    events = [line for line in lines if line["kind"] == "event"]
+    status = _status(lines, finished=os.environ.get("DSEQ_WORKFLOW") == name)
+    if status == "RUNNING" and source.superseded:
+        status = "KILLED"  # it held the lock that the later one has
+    start_ms, last_ms = (_ms(lines[i]["t"]) if lines else 0 for i in (0, -1))
+    counts = {state: sum(event["name"] == f"job_{state}" for event in events) for state in ("finished", "failed")}
+    failures = [
+        f"{e['rule']}:\n```\n{chr(10).join(e['logs'].values())}\n```" for e in events if e["name"] == "job_failed"
+    ]
+    if failures:
+        tags["failures"] = masked("\n".join(failures))[:_LONGEST_TAG]
+    return Run(
+        place=source.place,
+        key=source.place,
+        name=f"workflow {name.partition('-')[0]}",
+        status=status,
+        start_ms=start_ms,
+        end_ms=None if status == "RUNNING" else last_ms,
+        tags=tags
+        | {
+            "step": "workflow",
+            "state": status.lower(),
+            **{f"jobs_{state}": str(count) for state, count in counts.items()},
+        },
+        points=list(thinned([line for line in lines if line["kind"] == "metrics"], None, ended=status != "RUNNING")),
+        artefacts=[(source.folders[0] / JOURNAL, None)],
     )
 
 
 def _tables(source: Source) -> Run:
-    files = source.files()
-    times = [_modified_ms(path) for path in files]
-    tags = {"step": "tables", "host": socket.gethostname()}
+    artefacts = _shown(source.folders[0])
+    times = [_modified_ms(path) for path, _ in artefacts]
+    tags = {"step": "tables", "state": "finished", "host": socket.gethostname()}
     return Run(
-        "tables",
-        "tables",
-        "tables",
-        "FINISHED",
-        min(times),
-        max(times),
-        tags,
-        artefacts=[(path, None) for path in files],
-    )
+        "tables", "tables", "tables and figures", "FINISHED", min(times), max(times), tags, artefacts=artefacts
+    )  # fmt: skip
 
 
 def _status(lines: list[dict[str, Any]], finished: bool) -> str:
@@ -234,6 +320,7 @@ def _tags(
     tags = {"method": method, "architecture": architecture, "seed": seed.removeprefix("seed")}
     tags |= {"group": group[0]} if group else {}
     tags |= {name: str(made[name]) for name in ("config_digest", "code_version", "host", "device") if name in made}
+    tags |= {name: str(value) for name, value in made.get("scheduler", {}).items()}
     tags |= started
     data = job.get("data", {})
     if data:
@@ -243,47 +330,16 @@ def _tags(
 
 def _name(source: Source, tags: Mapping[str, str], job: Mapping[str, Any]) -> str:
     """For people: dseq-jepa / ViT-B/16 / seed 0, after what was done with the model where it is not the training."""
-    label = job.get("architecture", {}).get("label", tags["architecture"])
+    label = job.get("architecture", {}).get("label") or _label(source) or tags["architecture"]
     model = f"{tags['method']} / {label} / seed {tags['seed']}"
     return model if source.step == "pretrain" else f"{tags.get('group', source.step)}: {model}"
 
 
-def _curves(metrics: list[dict[str, Any]], steps: int | None, ended: bool) -> Iterator[Point]:
-    """The journal's points, thinned. Which ones is decided by earlier lines only, and so never changes later."""
-    last_step = max([steps or 0, *(line["step"] for line in metrics)])
-    curves: dict[str, _Curve] = {}
-    for line in metrics:
-        time_ms, step = _ms(line["t"]), line["step"]
-        for name, value in line["values"].items():
-            curve = curves.setdefault(name, _Curve(first=step))
-            point = Point(name, step, time_ms, value)
-            if curve.takes(step, last_step):
-                curve.last = None
-                yield _named(point)
-            else:
-                curve.last = point
-    if ended:
-        yield from (_named(curve.last) for curve in curves.values() if curve.last)
-
-
-@dataclass
-class _Curve:
-    """What was taken of a metric; its second point shows how often it is logged."""
-
-    first: int
-    stride: int = 0
-    taken: set[int] = field(default_factory=set)
-    last: Point | None = None
-
-    def takes(self, step: int, last_step: int) -> bool:
-        """The first point of each stride, counted from the metric's first step."""
-        if not self.stride and step > self.first:
-            self.stride = stride_of(step - self.first, last_step)
-        window = (step - self.first) // self.stride if self.stride else 0
-        if window in self.taken:
-            return False
-        self.taken.add(window)
-        return True
+def _label(source: Source) -> str | None:
+    """What the architecture is called, from the card of the encoder that an evaluation was given."""
+    results = source.folders[0].parents[source.place.count("/")]
+    card = results / "export" / "/".join(source.place.split("/")[-3:]) / "encoder.json"
+    return str(_json(card)["architecture"]["label"]) if card.is_file() else None
 
 
 def _results(files: Mapping[str, Path], end_ms: int) -> Iterator[Point]:
@@ -292,35 +348,22 @@ def _results(files: Mapping[str, Path], end_ms: int) -> Iterator[Point]:
         for name, found in _json(files["metrics.json"])["evaluations"].items():
             for entry, label in (("value", found["metric"]), ("skipped_images", "skipped_images")):
                 if isinstance(found.get(entry), int | float):
-                    yield _named(Point(f"{name}/{label}", 0, end_ms, float(found[entry])))
+                    yield named(Point(f"{name}/{label}", 0, end_ms, float(found[entry])))
     if "scores.json" in files:
         for checkpoint in _json(files["scores.json"])["checkpoints"]:
             for name, value in _numbers(checkpoint):
-                yield _named(Point(name, checkpoint["percent"], end_ms, value))
+                yield named(Point(name, checkpoint["percent"], end_ms, value))
     if "selection.json" in files:
         chosen = _json(files["selection.json"])["chosen"]
         yield Point("selected/percent", 0, end_ms, float(chosen["percent"]))
         for name, value in _numbers(chosen):
-            yield _named(Point(f"selected/{name}", 0, end_ms, value))
+            yield named(Point(f"selected/{name}", 0, end_ms, value))
 
 
 def _numbers(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in checkpoint.items():
         if name != "percent" and isinstance(value, int | float):
             yield name, float(value)
-
-
-def _named(point: Point) -> Point:
-    name = _allowed(point.name)
-    return point if name == point.name else point._replace(name=name)
-
-
-def _allowed(name: str) -> str:
-    """A name within MLflow's rules; one that is too long keeps its end apart by a hash."""
-    name = _NOT_ALLOWED.sub("_", name).strip("/") or "_"
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return name[: _LONGEST_NAME - 9] + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def _flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -331,7 +374,7 @@ def _flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             text = masked(value if isinstance(value, str) else json.dumps(value))
-            flat[_allowed(f"{prefix}{key}")] = (
+            flat[allowed(f"{prefix}{key}")] = (
                 text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - 3] + "..."
             )
     return flat

@@ -13,19 +13,21 @@ set last, says that a run is complete for these files; such a run costs nothing.
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from dseq_jepa.bulk import log_points
 from dseq_jepa.errors import UserError
 from dseq_jepa.files import write_atomically, write_error
 from dseq_jepa.masking import masked
-from dseq_jepa.tracked import JOURNAL, Point, Run, Source, sources
+from dseq_jepa.registry import Links, log_datasets, register, set_aliases
+from dseq_jepa.stores import answering, check_place, is_server, make_tables, open_experiment, store_uri
+from dseq_jepa.thinning import Point
+from dseq_jepa.tracked import JOURNAL, Run, Source, sources
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,17 +35,8 @@ if TYPE_CHECKING:
 
 _KEY, _PLACE, _MARK, _POINTS, _FILES = (f"dseq_jepa.{name}" for name in ("key", "place", "mark", "points", "files"))
 _PARENT = "mlflow.parentRunId"
-_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+_PARAMS_PER_CALL = 100
 _LOCK_SECONDS = 60.0
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 @dataclass(frozen=True)
@@ -85,15 +78,11 @@ def sync(results: Path, experiment: str, uri: str | None = None, out: Path | Non
                 mirrored = store.mirror(source)
             runs, points = runs + 1, points + mirrored.points
             new_runs, new_points = new_runs + mirrored.new_run, new_points + mirrored.new_points
+        store.link()
     summary = Summary(masked(uri), experiment, runs, points, new_runs, new_points)
     if out:
         write_atomically(out, json.dumps({"schema": 1, **summary.__dict__}, indent=1) + "\n")
     return summary
-
-
-def store_uri(results: Path, uri: str | None = None) -> str:
-    """The store of a results folder: the one given, else MLFLOW_TRACKING_URI, else sqlite in the folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -117,10 +106,11 @@ class Store:
     def __init__(self, uri: str, experiment: str, artefacts: Path) -> None:
         from mlflow import MlflowClient
 
-        _check_place(uri)
-        _make_tables(uri)
+        check_place(uri)
+        make_tables(uri)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-        self.experiment_id = _experiment(self.client, experiment, None if is_server(uri) else artefacts)
+        self.name, self._direct = experiment, not is_server(uri)
+        self.experiment_id = open_experiment(self.client, experiment, None if is_server(uri) else artefacts)
         self.runs: dict[str, list[StoredRun]] = {}
         self.ids: dict[str, str] = {}
         self.known: dict[str, dict[str, set[tuple[int, int]]]] = {}
@@ -143,6 +133,12 @@ class Store:
                 return Mirrored(int(tags[_POINTS]), new_run=False, new_points=0)
         return self._agree(source.read(), mark, parent)
 
+    def link(self) -> None:
+        """What concerns several runs: descriptions that lead from one to the other, and the registry's aliases."""
+        current = [run for runs in self.runs.values() for run in runs if run.info.run_id in self.ids.values()]
+        Links(self.client, self.experiment_id, current).write()
+        set_aliases(self.client, self.name, current)
+
     def _agree(self, run: Run, mark: str, parent: str | None) -> Mirrored:
         stored = self._now(self._only(run.key))
         if stored is not None and not self._within(stored, run):
@@ -158,6 +154,8 @@ class Store:
         self._log_params(stored, run)
         new_points = self._log_points(stored.info.run_id, run.points)
         files = self._log_files(stored, run)
+        log_datasets(self.client, stored, run)
+        register(self.client, self.name, stored, run)
         marks = {_FILES: files, _POINTS: str(len(run.points)), _MARK: mark}
         self._set_state(stored, run)
         self._set_tags(stored, run, marks | ({_PARENT: parent} if parent else {}))
@@ -209,14 +207,9 @@ class Store:
             self.client.log_batch(stored.info.run_id, params=part, synchronous=True)
 
     def _log_points(self, run_id: str, points: list[Point]) -> int:
-        from mlflow.entities import Metric
-
         held = self.known[run_id]
         missing = [point for point in points if (point.step, point.time_ms) not in held.get(point.name, ())]
-        for begin in range(0, len(missing), _METRICS_PER_CALL):
-            part = missing[begin : begin + _METRICS_PER_CALL]
-            metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in part]
-            self.client.log_batch(run_id, metrics=metrics, synchronous=True)
+        for part in log_points(self.client, run_id, missing, self._direct):
             for point in part:
                 held.setdefault(point.name, set()).add((point.step, point.time_ms))
         return len(missing)
@@ -285,93 +278,6 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Turn everything that a store can answer, or not answer, into one sentence without credentials."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from alembic.util.exc import CommandError
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, RequestException, SQLAlchemyError, CommandError, OSError) as error:
-        raise UserError(_sentence(uri, masked(str(error)))) from error
-
-
-def _sentence(uri: str, message: str) -> str:
-    where = f"MLflow store {masked(uri)}"
-    short = message.splitlines()[0][:300] if message else "no reason given"
-    if "schema" in message and "upgrade" in message:
-        return (
-            f"{where} was made by an older MLflow; copy it, then run `mlflow db upgrade {masked(uri)}` and sync again."
-        )
-    if "Can't locate revision" in message:
-        return f"{where} was made by a newer MLflow; install that version or choose another store."
-    if "401" in short or "403" in short or "UNAUTHENTICATED" in short or "PERMISSION_DENIED" in short:
-        return (
-            f"{where} refuses: {short}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Nothing is lost: "
-            "the journals hold everything; run `dseq-jepa sync` again."
-        )
-    verb = "does not answer" if is_server(uri) else "failed"
-    return f"{where} {verb}: {short}. Nothing is lost: the journals hold everything; run `dseq-jepa sync` again."
-
-
-def is_server(uri: str) -> bool:
-    """Whether a store is behind HTTP, and not a database that this process opens itself."""
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def _check_place(uri: str) -> None:
-    """Say what is wrong with a store's address before MLflow says it in ten lines."""
-    scheme = urlsplit(uri).scheme.partition("+")[0]
-    if scheme not in _SCHEMES:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI {masked(uri)!r} is neither a server nor a database; expected something like "
-            "http://host:5000 or sqlite:////path/mlflow.db."
-        )
-    if scheme == "sqlite" and not Path(uri.partition("sqlite:///")[2] or ".").parent.is_dir():
-        raise UserError(f"{uri}: the folder of this database does not exist; make it first.")
-
-
-def _make_tables(uri: str) -> None:
-    """Make a new sqlite store beside its place and rename it: MLflow takes seconds to make its tables and refuses for
-    ever to go on with a store in which it was killed among them.
-    """
-    from mlflow import MlflowClient
-
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path.exists():
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    for left in (partial, partial.with_name(f"{partial.name}-journal")):
-        left.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-    os.replace(partial, path)
-
-
-def _experiment(client: "MlflowClient", name: str, artefacts: Path | None) -> str:
-    """Id of the experiment, made if missing."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    while found is None:
-        try:
-            return str(client.create_experiment(name, artefacts.resolve().as_uri() if artefacts else None))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)  # another job's live mirror was first
-    if found.lifecycle_stage != "active":
-        raise UserError(
-            f"MLflow experiment {name!r} was deleted; bring it back with `mlflow experiments restore --experiment-id "
-            f"{found.experiment_id}`, or give the configuration another tracking.experiment."
-        )
-    return str(found.experiment_id)
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["StoredRun"]:

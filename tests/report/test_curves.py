@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from dseq_jepa.report.curves import chart, curves_of, number
-from dseq_jepa.tracked import Point
+from dseq_jepa.thinning import Point
 
 
 def places(text: str) -> list[list[tuple[float, float]]]:

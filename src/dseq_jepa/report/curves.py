@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from dseq_jepa.tracked import Point
+from dseq_jepa.thinning import Point
 
 Curve = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 240, 130

@@ -93,7 +93,8 @@ def _entry(entry: Entry, table: str) -> str:
     elif hint:
         text = f"<span{hint}>{text}</span>"
     text += "".join(f'<sup><a href="#{table}-{mark}">{mark}</a></sup>' for mark in entry.marks)
-    return f"{text} <small>{(entry.delta or '').replace('-', '−')}</small>"
+    span = "" if entry.interval is None else f"<br><small>{entry.interval.replace('-', '−')}</small>"
+    return f"{text} <small>{(entry.delta or '').replace('-', '−')}</small>{span}"
 
 
 def _below(sheet: Sheet) -> Iterator[str]:
