@@ -1,5 +1,6 @@
 """Made-up measurements in the files that evaluations write."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ from dseq_jepa.tables.assemble import run_directory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REPORTED = CONFIGS / "reported_values.csv"
+IMAGES = 1000
+METRICS = {"probe": "top1", "finetune": "top1", "segment": "miou", "detect": "box_ap", "cost": "pretrain_hours"}
 VALUES = {"mine": 50.0, "i-jepa": 40.0, "dseq-jepa": 42.5, "c-jepa": 41.0, "dseq-c-jepa": 40.9}
 
 
 def write_measurements(experiment: Experiment, results: Path, code_version: str = "v1") -> dict[str, Path]:
-    """Every metrics.json that the experiment's rows need; the value is the method's, plus a tenth per evaluation and
-    a whole point per seed.
+    """Every metrics.json that the experiment's rows need, and its records; the value is the method's, plus a tenth per
+    evaluation and a whole point per seed. The better of two runs is right wherever the other one is.
     """
     rows = [row for table in experiment.tables.values() for row in table.rows if row.method and row.architecture]
     files, order = {}, list(experiment.evaluations)
@@ -31,9 +34,9 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
                 evaluations = {
                     name: {
                         "value": VALUES.get(method, 42.0) + order.index(name) / 10 + seed,
-                        "metric": "top1",
+                        "metric": METRICS[experiment.evaluations[name].kind],
                         "values": {column.value: 12.3456 for column in columns if column.evaluation == name},
-                        "n": 400,
+                        "n": IMAGES,
                         "chance": 10.0,
                         "features": "last4",
                         "learning_rate": 0.1,
@@ -52,6 +55,14 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
                     "evaluations": evaluations,
                 }
                 path.write_text(json.dumps(content))
+                lines = [
+                    f"{name},{image}.jpg,a,a,{int(image < round(IMAGES * entry['value'] / 100))}"
+                    for name, entry in evaluations.items()
+                    if entry["metric"] == "top1"
+                    for image in range(IMAGES)
+                ]
+                text = "\n".join(["evaluation,image,label,prediction,correct", *lines, ""])
+                path.with_name("records.csv.gz").write_bytes(gzip.compress(text.encode(), 1))
                 files[f"{method}/{architecture}/{seed}/{group}"] = path
     return files
 

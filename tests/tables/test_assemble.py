@@ -3,6 +3,7 @@
 pytest tests/tables/test_assemble.py
 """
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dseq_jepa.tables.job import TableJob, table_job
 from dseq_jepa.tables.reported import read_reported
 
 REPORTED = Path(__file__).parents[2] / "configs" / "reported_values.csv"
-PAPER_DELTAS = {  # as Table 1 prints them, with "+0.8" for the average of DSeq-JEPA ViT-L/16 put right
+PAPER_DELTAS = {  # of the values that Table 1 prints; it prints "+0.8" for the average of DSeq-JEPA ViT-L/16
     ("DSeq-JEPA", "ViT-B/16"): [1.1, 0.5, 0.5, 0.9, 1.4, 0.9],
     ("DSeq-C-JEPA", "ViT-B/16"): [0.3, 0.1, 0.4, 1.6, 1.3, 0.7],
     ("DSeq-JEPA", "ViT-L/16"): [0.8, 0.2, 0.7, 1.2, 0.8, 0.7],
@@ -42,10 +43,12 @@ def with_seeds(experiment: Experiment, seeds: list[int]) -> Experiment:
 
 
 def edit(results: Path, method: str, change: dict[str, Any], evaluation: str | None = None, seed: int = 0) -> Path:
-    """Change a measurement file: its top level, or one of its evaluations."""
+    """Change a measurement file: its top level (of the one with ImageNet's probe), or one of its evaluations."""
     files = results.glob(f"evaluate/*/{method}/vit-mini/seed{seed}/metrics.json")
     contents = {path: json.loads(path.read_text()) for path in files}
-    path = next(path for path, content in contents.items() if evaluation in (None, *content["evaluations"]))
+    path = next(
+        path for path, content in contents.items() if (evaluation or "imagenet-linear") in content["evaluations"]
+    )
     content = contents[path]
     (content if evaluation is None else content["evaluations"][evaluation]).update(change)
     path.write_text(json.dumps(content))
@@ -57,7 +60,7 @@ def test_ours_stands_beside_the_papers(demo):
     cell = cell_of(table, "DSeq-JEPA", "CUB")
     assert cell.ours is not None
     assert (cell.ours.mean, cell.reported) == (pytest.approx(42.7), 66.2)
-    assert (cell.ours.images, cell.ours.chance, cell.ours.seeds) == (400, 10.0, (0,))
+    assert (cell.ours.images, cell.ours.chance, cell.ours.seeds) == (1000, 10.0, (0,))
     assert cell.ours.runs == ("evaluate/transfer/dseq-jepa/vit-mini/seed0",)
     assert row_of(table, "DSeq-JEPA").own_architecture == "ViT-mini/8"
 
@@ -89,16 +92,89 @@ def test_the_papers_averages_follow_from_its_values_except_one(demo):
             assert 'prints "-"' in cell.reported_note
         else:
             assert (None if cell.reported is None else round(cell.reported, 1)) == printed
-            assert cell.reported_note is None
+            assert "for the average" not in (cell.reported_note or "")
+
+
+def test_the_papers_printed_differences_follow_from_its_values_except_one(demo):
+    reported = read_reported(REPORTED, 1)
+    notes, compared = {}, 0
+    for name in ("table1", "table2", "table3"):
+        table = table_of(*demo, name)
+        reported = read_reported(REPORTED, table.number)
+        for row in table.rows:
+            for cell, column in zip(row.cells, table.columns, strict=True):
+                printed = reported.rows[row.system, row.architecture].deltas.get(column.metric)
+                compared += printed is not None and cell.reported_delta is not None
+                if "for this difference" in (cell.reported_note or ""):
+                    notes[row.system, row.architecture, column.label] = cell.reported_note
+                elif printed is not None and cell.reported_delta is not None:
+                    assert f"{cell.reported_delta:+.1f}" == f"{printed:+.1f}"
+    assert compared == 36
+    assert notes == {
+        ("DSeq-JEPA", "ViT-L/16", "Avg."): 'the paper prints "+0.8" for this difference; that of its own values is +0.7'
+    }
+
+
+def test_differences_of_accuracies_have_an_interval_over_the_test_images(demo):
+    """25 of 1,000 answers differ, all for the better; one differs for the worse, and its interval includes 0."""
+    table = table_of(*demo)
+    cell = cell_of(table, "DSeq-JEPA", "CUB")
+    assert cell.ours_interval is not None
+    low, high = cell.ours_interval
+    deviation = 100 * (0.025 * 0.975 / 1000) ** 0.5
+    assert (low, high) == pytest.approx((2.5 - 1.96 * deviation, 2.5 + 1.96 * deviation), abs=0.2)
+    worse = cell_of(table, "DSeq-C-JEPA", "CUB").ours_interval
+    assert worse is not None
+    assert worse[0] < -0.1 < worse[1] == 0.0
+    assert cell_of(table, "I-JEPA", "CUB").ours_interval is None
+
+
+def test_the_interval_of_an_average_is_over_all_of_its_columns(demo):
+    table = table_of(*demo)
+    one, average = (cell_of(table, "DSeq-JEPA", label) for label in ("CUB", "Avg."))
+    assert average.ours_delta == pytest.approx(2.5)
+    assert average.ours_interval is not None
+    assert one.ours_interval is not None
+    widths = [cell.ours_interval[1] - cell.ours_interval[0] for cell in (average, one)]
+    assert widths[0] == pytest.approx(widths[1] / 5**0.5, rel=0.2)  # five test sets
+
+
+def test_with_several_seeds_the_interval_is_over_both(demo, measure):
+    """All seeds differ from the baseline alike, so they add nothing; one seed that does not widens the interval."""
+    experiment, results = demo
+    three = with_seeds(experiment, [0, 1, 2])
+    measure(three, results)
+    alike = cell_of(table_of(three, results), "DSeq-JEPA", "Linear").ours_interval
+    files = results.glob("evaluate/*/i-jepa/vit-mini/seed2/records.csv.gz")
+    path = next(file for file in files if b"imagenet-linear," in gzip.decompress(file.read_bytes()))
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    wrong = [line[:-1] + "0" if line.startswith("imagenet-linear,") else line for line in lines]
+    path.write_bytes(gzip.compress("\n".join([*wrong, ""]).encode()))
+    unlike = cell_of(table_of(three, results), "DSeq-JEPA", "Linear").ours_interval
+    assert alike is not None
+    assert unlike is not None
+    assert alike[1] - alike[0] < 3
+    assert unlike[1] - unlike[0] > 30
+
+
+def test_what_is_no_mean_over_images_has_no_interval(demo):
+    table = table_of(*demo, "table2")
+    cells = [cell for row in table.rows for cell in row.cells if cell.ours_delta is not None]
+    assert cells
+    assert not any(cell.ours_interval for cell in cells)
 
 
 def test_an_average_needs_all_of_its_columns(demo):
     experiment, results = demo
+    table1 = experiment.tables["table1"]
+    unmeasured = {"evaluation": None, "missing": "nothing measures it"}
+    columns = [column.model_copy(update=unmeasured if column.label == "Fine-tune" else {}) for column in table1.columns]
+    table1 = table1.model_copy(update={"columns": columns})
+    experiment = experiment.model_copy(update={"tables": {"table1": table1}})
     cell = table_of(experiment, results).rows[1].cells[-1]
     assert cell.ours is None
     assert cell.reason == "the average needs every column; there is no Fine-tune"
 
-    table1 = experiment.tables["table1"]
     measured = [column.metric for column in table1.columns if column.evaluation]
     tables = {"table1": table1.model_copy(update={"average": measured})}
     four = assemble(table_job(experiment.model_copy(update={"tables": tables}), "table1"), results, REPORTED)

@@ -89,7 +89,7 @@ def test_csv_is_tidy_and_complete(table1: Table):
         "66.2",
         "0.9",
     )
-    assert (record["images"], record["chance"], record["seeds"], record["values"]) == ("400", "10.0", "0", "42.7")
+    assert (record["images"], record["chance"], record["seeds"], record["values"]) == ("1000", "10.0", "0", "42.7")
     assert (record["code_version"], record["config_digest"]) == ("v1", "digest-dseq-jepa")
     assert record["run"] == "evaluate/transfer/dseq-jepa/vit-mini/seed0"
     assert all(bool(r["ours"]) != bool(r["reason"]) for r in records)
@@ -98,11 +98,57 @@ def test_csv_is_tidy_and_complete(table1: Table):
 def test_differences_look_as_the_paper_prints_them(table1: Table):
     tex = to_latex(lay_out(table1))
     assert r"DSeq-JEPA & paper & ViT-B/16 & 600 & 73.5 {\scriptsize +1.1} & 84.0 {\scriptsize +0.5}" in tex
-    assert r"& ours & ViT-mini/8 & 30 & 40.9 {\scriptsize $-$0.1} &" in re.sub(
+    assert r"& ours & ViT-mini/8 & 30 & 40.9 {\scriptsize $-$0.1}\textsuperscript{" in re.sub(
         r"ViT-mini/8 & \d+", "ViT-mini/8 & 30", tex
     )
     assert "| 73.5 <sub>+1.1</sub> |" in to_markdown(lay_out(table1))
     assert "73.5 <small>+1.1</small>" in to_page(table1, lay_out(table1), "..")
+
+
+def test_intervals_stand_in_every_format_but_latex_and_a_doubtful_one_is_marked_in_all(table1: Table):
+    sheet = lay_out(table1)
+    sure, doubtful = (
+        next(row for row in table1.rows if row.system == name).cells[0] for name in ("DSeq-JEPA", "DSeq-C-JEPA")
+    )
+    assert sure.ours_interval is not None
+    assert doubtful.ours_interval is not None
+    shown = [f"[{low:+.1f}, {round(high, 1) + 0.0:+.1f}]" for low, high in (sure.ours_interval, doubtful.ours_interval)]
+    assert shown[1].endswith("+0.0]")
+    (mark,) = [mark for mark, text in sheet.footnotes if "includes 0" in text]
+    markdown, html, latex = to_markdown(sheet), to_page(table1, sheet, ".."), to_latex(sheet)
+    assert f"<sub>+2.5 {shown[0]}</sub> |" in markdown
+    assert f"<sub>-0.1 {shown[1]}</sub><sup>{mark}</sup> |" in markdown
+    assert f'<small>+2.5</small><small class="interval">{shown[0]}</small>' in html
+    assert shown[0] not in latex
+    assert rf"{{\scriptsize $-$0.1}}\textsuperscript{{{mark}}}" in latex
+    records = {(r["row"], r["architecture"], r["label"]): r for r in csv.DictReader(io.StringIO(to_csv(table1)))}
+    for name, cell in (("DSeq-JEPA", sure), ("DSeq-C-JEPA", doubtful)):
+        record = records[name, "ViT-B/16", "Linear"]
+        ends = float(record["ours_delta_low"]), float(record["ours_delta_high"])
+        assert ends == pytest.approx(cell.ours_interval, abs=1e-6)
+    assert records["I-JEPA", "ViT-B/16", "Linear"]["ours_delta_low"] == ""
+
+
+def test_the_caption_says_what_the_interval_covers(demo, measure):
+    experiment, results = demo
+    three = experiment.model_copy(update={"seeds": [0, 1, 2]})
+    measure(three, results)
+    one, several = (
+        " ".join(lay_out(assemble(table_job(e, "table1"), results, REPORTED)).caption) for e in (experiment, three)
+    )
+    assert "over the test images with 2,000 resamples; it leaves out the variance of pre-training." in one
+    assert "over the test images and the 3 seeds with 2,000 resamples." in several
+    assert "leaves out" not in several
+
+
+def test_what_has_no_interval_says_why(demo):
+    experiment, results = demo
+    sheet = lay_out(assemble(table_job(experiment, "table2"), results, REPORTED))
+    assert not any(entry.interval for line in sheet.lines for entry in line.entries)
+    assert "interval" not in " ".join(sheet.caption)
+    (note,) = [note for note in sheet.notes if "interval" in note]
+    assert note.startswith("Differences of ")
+    assert "does not follow from the records of single images" in note
 
 
 def test_a_difference_that_rounds_to_nothing_is_not_negative(table1: Table):
@@ -142,11 +188,14 @@ def test_the_reader_learns_reasons_chance_and_what_is_not_comparable(table1: Tab
     plain = " ".join(Page(text).text.split()) if kind == "html" else text.replace("\\_", "_")
     for sentence in (
         "not comparable with the paper's values",
-        "Fine-tuning is not one of this configuration's evaluations.",
-        "Chance level of ours: Linear 10.0 (400 images)",
+        "The demo has one miniature architecture; its runs stand beside the ViT-B/16 rows.",
+        "Chance level of ours: Linear 10.0 (1,000 images)",
         "Not reported in the paper.",
         "the mean of the values that it reports is 64.9",
-        "The paper prints +0.8 beside the average",
+        "for this difference; that of its own values is +0.7.",
+        "intervals (in the CSV, the HTML and the Markdown) are a paired bootstrap over the test images with 2,000",
+        "it leaves out the variance of pre-training.",
+        "interval of this difference includes 0.",
     ):
         assert sentence in plain
 
@@ -159,7 +208,8 @@ def test_table_3_has_metrics_as_rows(table3: Table):
     text = to_markdown(lay_out(table3))
     assert "| Metric |  | I-JEPA | DSeq-JEPA | C-JEPA | DSeq-C-JEPA |" in text
     assert "| Clevr/Count | paper | 85.6 | 86.4 <sub>+0.8</sub> | 86.8 | 87.1 <sub>+0.3</sub> |" in text
-    assert "|  | ours | 40.4 | 42.9 <sub>+2.5</sub> | 41.4 | 41.3 <sub>-0.1</sub> |" in text
+    line = re.sub(r" \[[^]]*\]", "", next(line for line in text.splitlines() if "ours | 40.4" in line))
+    assert line == "|  | ours | 40.4 | 42.9 <sub>+2.5</sub> | 41.4 | 41.3 <sub>-0.1</sub><sup>a</sup> |"
     assert "The paper's encoder: ViT-L/16, 600 epochs. Ours: ViT-mini/8" in text
 
 
@@ -169,7 +219,7 @@ def test_several_seeds_show_their_deviation(demo, measure):
     measure(three, results)
     table = assemble(table_job(three, "table1"), results, REPORTED)
     sheet = lay_out(table)
-    assert "| 43.5 ± 1.0 <sub>+2.5</sub> |" in to_markdown(sheet)
+    assert "| 43.5 ± 1.0 <sub>+2.5 [" in to_markdown(sheet)
     assert r"43.5 $\pm$ 1.0 {\scriptsize +2.5}" in to_latex(sheet)
     assert "mean ± s.d. over 3 seeds" in to_markdown(sheet)
     assert "mean of 42.50 (seed 0), 43.50 (seed 1), 44.50 (seed 2)" in to_page(table, sheet, "..")
@@ -236,7 +286,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(request: pytest.Fixtur
     anchors = {str(attributes["href"]) for tag, attributes in page.attributes if tag == "a"}
     assert {href[1:] for href in anchors if href.startswith("#")} == targets
     runs = {href for href in anchors if not href.startswith("#")}
-    assert all(re.fullmatch(r"\.\./evaluate/(classify|transfer)/[a-z-]+/vit-mini/seed0/", href) for href in runs)
+    assert all(re.fullmatch(r"\.\./evaluate/[a-z0-9-]+/[a-z-]+/vit-mini/seed0/", href) for href in runs)
     if spoil:
         assert SPECIAL in page.text, "escaped more or less than once"
 

@@ -2,6 +2,7 @@
 rule render:
     input:
         metrics=metrics_of_table,
+        records=records_of_table,
         reported=REPORTED,
     output:
         csv=at("tables/{table}.csv"),

@@ -1,24 +1,27 @@
-"""Join what we measured and what the paper reports into one table; reads metrics.json files only.
+"""Join what we measured and what the paper reports into one table; reads metrics.json and records.csv.gz files.
 
     dseq-jepa tables --config configs/demo.yaml --table table1 --reported configs/reported_values.csv
 
-Every cell holds both values, both differences from the row's baseline, and the reason where something is missing.
+Every cell holds both values, both differences from the row's baseline, the interval of ours, and the reason where
+something is missing.
 """
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from dseq_jepa.config import nearest
 from dseq_jepa.errors import UserError
 from dseq_jepa.jobs import Model
+from dseq_jepa.tables.intervals import READERS, RECORDS, Records, Values, interval, resampled
 from dseq_jepa.tables.job import TableJob
 from dseq_jepa.tables.reported import Reported, ReportedRow, read_reported
-from dseq_jepa.tables.settings import ColumnSettings, RowSettings
+from dseq_jepa.tables.settings import ColumnSettings, RowSettings, TableSettings
 
 AVERAGE = "average"
 
@@ -42,6 +45,10 @@ class Measurement:
     config_digests: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     """Folders of the runs below results/<experiment>, one per seed."""
+    metric: str | None = None
+    """What the evaluation calls it, such as top1; None for a further value and for an average."""
+    resampled: Values | None = field(default=None, compare=False, repr=False)
+    """The values under R resamples of the test images, one column per seed; None where there is no way to resample."""
 
     @property
     def mean(self) -> float:
@@ -64,6 +71,8 @@ class Cell:
     reported: float | None
     ours_delta: float | None = None
     """Ours minus the baseline row's; None without a baseline or where either is missing."""
+    ours_interval: tuple[float, float] | None = None
+    """Where 95% of the resampled differences lie; None without a difference, or where nothing can be resampled."""
     reported_delta: float | None = None
     ours_note: str | None = None
     """What a reader of our value has to know."""
@@ -122,6 +131,7 @@ class _Evaluation(BaseModel):
     """Further ones by name."""
     notes: dict[str, str] = {}
     """What a reader of a further value has to know, by name."""
+    metric: str | None = None
     n: int | None = None
     chance: float | None = None
     skipped_images: int = 0
@@ -154,9 +164,10 @@ def assemble(job: TableJob, results: Path, reported: Path) -> Table:
     paper = read_reported(reported, job.table.number)
     for column in job.table.columns:
         paper.check_metric(column.metric)
-    rows = [_row(job, i, results, paper) for i in range(len(job.table.rows))]
+    measured = _resampled(job, [_read_row(job, row, results) for row in job.table.rows], results)
+    rows = [_row(job, i, measured[i], paper) for i in range(len(job.table.rows))]
     by_system = {(row.system, row.architecture): row for row in rows}
-    compared = tuple(_with_deltas(row, by_system) for row in rows)
+    compared = tuple(_with_printed(_with_deltas(row, by_system), job.table, paper) for row in rows)
     columns = [Column(column.metric, column.label, column.decimals) for column in job.table.columns]
     if job.table.average is not None:
         columns.append(Column(AVERAGE, "Avg."))
@@ -174,11 +185,10 @@ def assemble(job: TableJob, results: Path, reported: Path) -> Table:
     )
 
 
-def _row(job: TableJob, index: int, results: Path, paper: Reported) -> Row:
+def _row(job: TableJob, index: int, measured: dict[str, Measurement], paper: Reported) -> Row:
     settings = job.table.rows[index]
     printed = paper.row(settings.reported, settings.reported_architecture) if settings.reported else None
     own = job.architectures[settings.architecture] if settings.architecture is not None else None
-    measured = _read_row(job, settings, results)
     cells = [_cell(settings, column, measured.get(column.metric), printed) for column in job.table.columns]
     if job.table.average is not None:
         cells.append(_average(job, settings, cells, printed))
@@ -225,10 +235,12 @@ def _average(job: TableJob, row: RowSettings, cells: Sequence[Cell], printed: Re
 def _mean(columns: Sequence[Measurement]) -> Measurement:
     """The mean over columns, seed by seed."""
     chances = [column.chance for column in columns if column.chance is not None]
+    samples = [column.resampled for column in columns if column.resampled is not None]
     return Measurement(
         values=tuple(statistics.fmean(values) for values in zip(*(column.values for column in columns), strict=True)),
         seeds=columns[0].seeds,
         chance=statistics.fmean(chances) if len(chances) == len(columns) else None,
+        resampled=np.mean(samples, axis=0) if len(samples) == len(columns) else None,
     )
 
 
@@ -249,10 +261,34 @@ def _with_deltas(row: Row, by_system: dict[tuple[str, str], Row]) -> Row:
 
 def _compared(cell: Cell, baseline: Cell) -> Cell:
     if cell.ours and baseline.ours:
-        cell = replace(cell, ours_delta=cell.ours.mean - baseline.ours.mean)
+        ours, other = cell.ours.resampled, baseline.ours.resampled
+        cell = replace(
+            cell,
+            ours_delta=cell.ours.mean - baseline.ours.mean,
+            ours_interval=None if ours is None or other is None else interval(ours, other),
+        )
     if cell.reported is not None and baseline.reported is not None:
         cell = replace(cell, reported_delta=cell.reported - baseline.reported)
     return cell
+
+
+def _with_printed(row: Row, table: TableSettings, paper: Reported) -> Row:
+    """Notes where the paper prints another difference than its own values have."""
+    if row.baseline is None or row.epochs is None:
+        return row
+    printed = paper.rows[row.system, row.architecture].deltas
+    metrics = [*(column.metric for column in table.columns), AVERAGE]
+    pairs = zip(row.cells, metrics, strict=False)
+    return replace(row, cells=tuple(_with_note(cell, printed.get(metric)) for cell, metric in pairs))
+
+
+def _with_note(cell: Cell, printed: float | None) -> Cell:
+    if printed is None or cell.reported_delta is None or f"{printed:+.1f}" == f"{cell.reported_delta:+.1f}":
+        return cell
+    note = (
+        f'the paper prints "{printed:+.1f}" for this difference; that of its own values is {cell.reported_delta:+.1f}'
+    )
+    return replace(cell, reported_note="; ".join(part for part in (cell.reported_note, note) if part))
 
 
 def _read_row(job: TableJob, row: RowSettings, results: Path) -> dict[str, Measurement]:
@@ -306,7 +342,27 @@ def _measurement(files: dict[str, _Metrics], column: ColumnSettings, results: Pa
         code_versions=tuple(file.code_version for file in files.values()),
         config_digests=tuple(file.config_digest for file in files.values()),
         runs=tuple(files),
+        metric=found[0].metric if column.value is None else None,
     )
+
+
+def _resampled(job: TableJob, rows: list[dict[str, Measurement]], results: Path) -> list[dict[str, Measurement]]:
+    """The rows' measurements by column, with their values under resamples where a row is compared with another."""
+    names = [(job.systems[i], row.reported_architecture) for i, row in enumerate(job.table.rows)]
+    baselines = {(row.baseline, row.reported_architecture) for row in job.table.rows if row.baseline}
+    compared = [i for i, row in enumerate(job.table.rows) if row.baseline or names[i] in baselines]
+    records, rows = Records(), [dict(row) for row in rows]
+    for column in job.table.columns:
+        measured = {i: ours for i in compared if (ours := rows[i].get(column.metric)) and ours.metric in READERS}
+        examples = {
+            (i, run): records.examples(results / run / RECORDS, str(column.evaluation), str(ours.metric))
+            for i, ours in measured.items()
+            for run in ours.runs
+        }
+        values = resampled(examples, str(column.evaluation)) if examples else {}
+        for i, ours in measured.items():
+            rows[i][column.metric] = replace(ours, resampled=np.stack([values[i, run] for run in ours.runs], axis=1))
+    return rows
 
 
 def _read_metrics(path: Path, model: Model) -> _Metrics:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dseq_jepa.tables.assemble import Cell, Measurement, Table
+from dseq_jepa.tables.intervals import LEVEL, RESAMPLES
 
+UNSURE = f"the {LEVEL}% interval of this difference includes 0"
 NOT_REPORTED = "not reported in the paper"
 MISSING = "-"
 
@@ -25,6 +27,8 @@ class Entry:
     """Standard deviation over seeds, where there are several."""
     delta: str | None = None
     """Difference from the baseline with its sign, as the paper prints it."""
+    interval: str | None = None
+    """Where the resampled differences lie; not in LaTeX, which follows the paper's form."""
     marks: tuple[str, ...] = ()
     """Footnotes."""
     detail: str | None = None
@@ -99,7 +103,7 @@ def lay_out(table: Table) -> Sheet:
         columns=tuple(_headings(table)),
         lines=tuple(lines),
         footnotes=tuple((mark, _sentence(text)) for text, mark in footnotes.marks.items()),
-        notes=(*_chances(table), *table.notes),
+        notes=(*_chances(table), *_without_interval(table), *table.notes),
     )
 
 
@@ -127,17 +131,20 @@ def _metric_lines(table: Table, footnotes: _Footnotes) -> Iterable[Line]:
 def _paper(cell: Cell, footnotes: _Footnotes) -> Entry:
     if cell.reported is None:
         return Entry(MISSING, marks=footnotes.mark(NOT_REPORTED), detail=NOT_REPORTED)
-    return Entry(f"{cell.reported:.1f}", None, _signed(cell.reported_delta), footnotes.mark(cell.reported_note))
+    marks = footnotes.mark(cell.reported_note)
+    return Entry(f"{cell.reported:.1f}", delta=_signed(cell.reported_delta), marks=marks)
 
 
 def _ours(cell: Cell, footnotes: _Footnotes, decimals: int) -> Entry:
     if cell.ours is None:
         return Entry(MISSING, marks=footnotes.mark(cell.reason), detail=cell.reason)
+    span = cell.ours_interval
     return Entry(
         text=f"{cell.ours.mean:.{decimals}f}",
         deviation=None if cell.ours.deviation is None else f"{cell.ours.deviation:.{decimals}f}",
         delta=_signed(cell.ours_delta, decimals),
-        marks=footnotes.mark(cell.ours_note),
+        interval=None if span is None else f"[{', '.join(str(_signed(end, decimals)) for end in span)}]",
+        marks=(*footnotes.mark(cell.ours_note), *footnotes.mark(UNSURE if span and span[0] <= 0 <= span[1] else None)),
         detail=_detail(cell.ours),
         run=cell.ours.runs[0] if cell.ours.runs else None,
     )
@@ -175,6 +182,14 @@ def _caption(table: Table) -> Iterable[str]:
     pairs = dict.fromkeys(f"{row.system} from {row.baseline}" for row in table.rows if row.baseline)
     if pairs:
         yield f"Signed values: difference of {' and of '.join(pairs)} with the same encoder, taken before rounding."
+    if any(cell.ours_interval for row in table.rows for cell in row.cells):
+        what, left_out = "the test images", "; it leaves out the variance of pre-training"
+        if len(table.seeds) > 1:
+            what, left_out = f"the test images and the {len(table.seeds)} seeds", ""
+        yield (
+            f"Their {LEVEL}% intervals (in the CSV, the HTML and the Markdown) are a paired bootstrap over {what} with "
+            f"{RESAMPLES:,} resamples{left_out}."
+        )
 
 
 def _sizes(table: Table) -> Iterable[str]:
@@ -197,6 +212,25 @@ def _chances(table: Table) -> Iterable[str]:
             parts.append(f"{column.label} {' or '.join(levels)}")
     if parts:
         yield f"Chance level of ours: {', '.join(parts)}."
+
+
+def _without_interval(table: Table) -> Iterable[str]:
+    """Why some differences on test images have no interval."""
+    labels = [
+        column.label
+        for i, column in enumerate(table.columns)
+        for cells in [[row.cells[i] for row in table.rows]]
+        if any(cell.ours_delta is not None and cell.ours_interval is None and _of_images(cell) for cell in cells)
+    ]
+    if labels:
+        yield (
+            f"Differences of {', '.join(labels)} have no interval: a value of resampled test images does not follow "
+            "from the records of single images."
+        )
+
+
+def _of_images(cell: Cell) -> bool:
+    return cell.ours is not None and cell.ours.images is not None
 
 
 def _sentence(text: str) -> str:

@@ -37,6 +37,7 @@ tr.ours td { background: var(--own); }
 tr.ours td.value { font-weight: 600; }
 td a { text-decoration: underline dotted; text-underline-offset: .2em; }
 small { display: inline-block; min-width: 2.7em; text-align: left; font-weight: 400; font-size: .78em; }
+small.interval { display: block; text-align: right; color: var(--soft); }
 sup a { text-decoration: none; font-weight: 400; }
 ol.marks { list-style: none; padding: 0; }
 .notes, .marks, details { font-size: .9em; }
@@ -113,7 +114,8 @@ def _entry(entry: Entry, table: str, base: str) -> str:
     elif hint:
         text = f"<span{hint}>{text}</span>"
     text += "".join(f'<sup><a href="#{table}-{mark}">{mark}</a></sup>' for mark in entry.marks)
-    return f"{text} <small>{(entry.delta or '').replace('-', '−')}</small>"  # empty: values stay in one column
+    span = "" if entry.interval is None else f'<small class="interval">{entry.interval.replace("-", "−")}</small>'
+    return f"{text} <small>{(entry.delta or '').replace('-', '−')}</small>{span}"  # empty: values stay in one column
 
 
 def _below(sheet: Sheet) -> Iterable[str]:

@@ -83,6 +83,8 @@ def _record(table: Table, row: Row, column: Column, cell: Cell) -> dict[str, obj
         "ours": _number(ours.mean if ours else None),
         "ours_sd": _number(ours.deviation if ours else None),
         "ours_delta": _number(cell.ours_delta),
+        "ours_delta_low": _number(cell.ours_interval[0] if cell.ours_interval else None),
+        "ours_delta_high": _number(cell.ours_interval[1] if cell.ours_interval else None),
         "reported": _number(cell.reported),
         "reported_delta": _number(cell.reported_delta),
         "baseline": row.baseline,
@@ -139,7 +141,7 @@ def _pipes(cells: Iterable[str]) -> str:
 def _entry(entry: Entry) -> str:
     text = entry.text if entry.deviation is None else f"{entry.text} ± {entry.deviation}"
     if entry.delta is not None:
-        text += f" <sub>{entry.delta}</sub>"
+        text += f" <sub>{' '.join(filter(None, (entry.delta, entry.interval)))}</sub>"
     return text + "".join(f"<sup>{mark}</sup>" for mark in entry.marks)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from dseq_jepa.config import nearest
 from dseq_jepa.errors import UserError
 
+DELTA = "_delta"
+"""End of a metric's name in the lines of a difference that the paper prints beside the metric's value."""
 COLUMNS = ["table", "row", "architecture", "epochs", "metric", "value"]
 
 
@@ -20,6 +22,8 @@ class ReportedRow:
     epochs: int
     values: dict[str, float] = field(default_factory=dict)
     """Metric to value, in the unit of the paper (% for accuracies); `average` where the paper prints one."""
+    deltas: dict[str, float] = field(default_factory=dict)
+    """Metric to the difference that the paper prints beside the value."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def _add(rows: dict[tuple[str, str], ReportedRow], entry: dict[str, str], number
     if table != number:
         return
     row = rows.setdefault((entry["row"], entry["architecture"]), ReportedRow(epochs))
-    if entry["metric"] in row.values:
+    metric = entry["metric"].removesuffix(DELTA)
+    known = row.deltas if entry["metric"].endswith(DELTA) else row.values
+    if metric in known:
         raise UserError(f"{where}: {entry['row']}, {entry['architecture']}, {entry['metric']} is given twice.")
-    row.values[entry["metric"]] = value
+    known[metric] = value
