@@ -138,6 +138,13 @@ def metrics_of_table(wildcards):
     return metrics_of(EXPERIMENT.tables[wildcards.table])
 
 
+def records_of_table(wildcards):
+    """The records of single test images that the table of a job resamples."""
+    return [
+        path.replace("metrics.json", "records.csv.gz") for path in metrics_of_table(wildcards) if of_test_images(path)
+    ]
+
+
 def files_of(names):
     """The files of tables, by name."""
     return [at(f"tables/{name}.{kind}") for name in names for kind in ("csv", "md", "tex", "html")]
