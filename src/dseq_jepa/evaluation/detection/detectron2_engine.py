@@ -57,8 +57,8 @@ try:
     from dseq_jepa.evaluation.detection.detectron2_config import load_backbone, model_config, optimizer_config
 except ImportError as error:
     raise UserError(
-        f"evaluations: engine detectron2 needs detectron2, which this environment lacks ({error}); use the one of "
-        "workflow/envs/detectron2.yml, or set engine: torchvision"
+        f"evaluations: engine detectron2 needs detectron2 with its ViT (June 2022 or later), which this environment "
+        f"lacks ({error}); use one that has it (workflow/envs/detectron2.yml), or set engine: torchvision"
     ) from None
 
 _WARMUP_FACTOR = 0.001
