@@ -321,13 +321,6 @@ def detection_command(wildcards):
     return "dseq-jepa"
 
 
-def detection_command(wildcards):
-    """The package's command: in detectron2's own environment, where it is not installed, from this checkout."""
-    if USES_DETECTRON2 and "conda" in map(str, workflow.deployment_settings.deployment_method):
-        return f"env PYTHONPATH={Path(workflow.basedir).parent / 'src'} python -m dseq_jepa"
-    return "dseq-jepa"
-
-
 def launch(wildcards, resources):
     """What stands before every job's command: `dseq-jepa launch ... --` where a profile gives the resource `launcher`
     (profiles/slurm); otherwise nothing, or $DSEQ_LAUNCH, such as `nice -n 19`.
