@@ -96,6 +96,7 @@ def test_the_paper_has_official_counts_and_the_schedule_of_its_appendix(paper: E
         "cars": (8144, 8041, 196),
         "clevr": (70_000, 15_000, None),
         "ade20k": (20_210, 2_000, 150),
+        "coco": (118_287, 5_000, 80),
     }
     base, large, huge = (paper.recipes[f"pretrain-{size}"] for size in "blh")
     assert (base.epochs, large.epochs, huge.epochs) == (600, 600, 300)
@@ -122,6 +123,18 @@ def test_the_paper_fine_tunes_by_mae_and_segments_by_mmsegmentation(paper: Exper
     assert (dense.iterations, dense.warmup_iterations, dense.batch_size) == (160_000, 1_500, 16)
     assert (dense.crop_size, dense.stride, dense.width, dense.auxiliary_weight) == (512, 341, 768, 0.4)
     assert (dense.learning_rate, dense.layer_decay, dense.weight_decay, dense.drop_path) == (1e-4, 0.65, 0.05, 0.1)
+
+
+def test_the_paper_detects_by_vitdet_and_offers_the_second_public_recipe(paper: Experiment):
+    detect, second = paper.evaluations["coco-detect"], paper.evaluations["coco-detect-mae"]
+    assert (detect.engine, detect.epochs, detect.warmup_epochs, detect.batch_size) == ("detectron2", 25, 1, 64)
+    assert (detect.learning_rate, detect.layer_decay, detect.weight_decay, detect.drop_path) == (1e-4, 0.7, 0.1, 0.1)
+    assert (detect.image_size, detect.scale_range) == (1024, (0.1, 2.0))
+    assert detect.detector == DetectorSettings(window=14, relative_position=True)  # the rest are detectron2's defaults
+    assert (second.learning_rate, second.layer_decay, second.weight_decay) == (1.6e-4, 1.0, 0.2)
+    shown = {column.evaluation for column in paper.tables["table2"].columns}
+    assert shown == {"coco-detect", "ade20k-segment"}
+    assert [column.value for column in paper.tables["table2"].columns] == [None, "mask_ap", None]
 
 
 @pytest.mark.slow
