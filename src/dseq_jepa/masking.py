@@ -10,7 +10,9 @@ from typing import Any
 
 _IN_URI = re.compile(r"(?<=://)[^\s/@\"']+(?=@)")
 _SHORTEST = 4  # a shorter one would be found in every other word, and hides nothing
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRETS = (
+    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_AUTH_ADMIN_PASSWORD", "DSEQ_DASHBOARD_PASSWORD",
+)  # fmt: skip
 
 
 def masked(text: str) -> str:
