@@ -11,6 +11,7 @@ import pytest
 
 from dseq_jepa.config import Experiment, load, read_yaml
 from dseq_jepa.data.settings import DatasetSettings
+from dseq_jepa.evaluation.settings import DetectorSettings
 from dseq_jepa.jobs import evaluate_job, pretrain_job, score_job
 from dseq_jepa.schema import REFERENCE, SCHEMA, reference_text, schema_text
 from dseq_jepa.tables.reported import read_reported
