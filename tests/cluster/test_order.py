@@ -1,0 +1,66 @@
+"""What is asked of a scheduler: from the workflow's resources and from the command's own settings.
+
+pytest tests/cluster/test_order.py
+"""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dseq_jepa.cli import app
+from dseq_jepa.cluster.order import Needs, Order, Resources, needs_of, place_of, prefix, sbatch_parameters
+from dseq_jepa.config import load
+from dseq_jepa.errors import UserError
+from dseq_jepa.jobs import pretrain_job
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_launcher_nothing_stands_before_a_command() -> None:
+    assert prefix({"mem_mb": 100, "runtime": 5}) == ""
+    assert prefix({"launcher": "none", "runtime": 5}) == ""
+
+
+def test_resources_become_the_options_that_launch_has() -> None:
+    resources = {"launcher": "slurm", "runtime": 90, "mem_mb": 2000, "slurm_partition": "gpu h", "nodes": 2, "qos": ""}
+    words = shlex.split(prefix(resources))
+    assert words[:2] == ["dseq-jepa", "launch"]
+    assert words[-1] == "--"
+    assert dict(zip(words[2:-1:2], words[3:-1:2], strict=True)) == {
+        "--cluster": "slurm", "--minutes": "90", "--mem-mb": "2000", "--partition": "gpu h", "--nodes": "2",
+    }  # fmt: skip
+    shown = CliRunner().invoke(app, ["launch", "--help"], env={"COLUMNS": "200"}).output
+    assert all(word in shown for word in words if word.startswith("--") and word != "--")
+
+
+def test_ranks_gpus_and_cores_come_from_the_job() -> None:
+    experiment = load(ROOT / "configs" / "paper.yaml")
+    method, architecture = next(iter(experiment.methods)), next(iter(experiment.architectures))
+    settings = pretrain_job(experiment, method, architecture, 0).to_json()
+    saves = experiment.recipes[experiment.architectures[architecture].recipe].save_every_minutes
+    compute = experiment.compute
+    expected = Needs(compute.ranks, True, compute.threads + experiment.loading.workers, saves)
+    assert needs_of({"settings": settings}) == expected
+    assert needs_of({"config": ROOT / "configs" / "paper.yaml", "seed": None, "architecture": architecture}) == expected
+    assert needs_of({"out": Path("x"), "scores": Path("y")}) == Needs()
+
+
+def test_a_command_claims_what_it_writes() -> None:
+    assert place_of({"out": Path("a/b")}, ("select",)) == Path("a/b")
+    first, second = (place_of({"out": None, "results": Path("r")}, ("tables", name)) for name in "ab")
+    assert first != second
+    assert first.parent == Path("r")
+
+
+def test_one_node_clusters_refuse_more() -> None:
+    with pytest.raises(UserError, match="--nodes 2 needs slurm"):
+        Order(("select",), Path("x"), Resources(nodes=2), "local").check()
+
+
+def test_gpus_are_asked_for_only_where_they_are_needed() -> None:
+    order = Order(("select",), Path("x"), Resources(tasks=8, gpus=8, constraint="h200"))
+    assert sbatch_parameters(order, "n")["gpus_per_node"] == 8
+    assert sbatch_parameters(order, "n")["slurm_constraint"] == "h200"
+    assert "gpus_per_node" not in sbatch_parameters(Order(("select",), Path("x")), "n")
