@@ -1,5 +1,6 @@
 """Made-up measurements in the files that evaluations write."""
 
+import functools
 import gzip
 import json
 from collections.abc import Callable
@@ -16,6 +17,17 @@ REPORTED = CONFIGS / "reported_values.csv"
 IMAGES = 1000
 METRICS = {"probe": "top1", "finetune": "top1", "segment": "miou", "detect": "box_ap", "cost": "pretrain_hours"}
 VALUES = {"mine": 50.0, "i-jepa": 40.0, "dseq-jepa": 42.5, "c-jepa": 41.0, "dseq-c-jepa": 40.9}
+
+
+@functools.cache
+def records(answered: tuple[tuple[str, float], ...]) -> bytes:
+    """records.csv.gz of evaluations with these accuracies in percent."""
+    lines = [
+        f"{name},{image}.jpg,a,a,{int(image < round(IMAGES * value / 100))}"
+        for name, value in answered
+        for image in range(IMAGES)
+    ]
+    return gzip.compress("\n".join(["evaluation,image,label,prediction,correct", *lines, ""]).encode(), 1)
 
 
 def write_measurements(experiment: Experiment, results: Path, code_version: str = "v1") -> dict[str, Path]:
@@ -55,14 +67,8 @@ def write_measurements(experiment: Experiment, results: Path, code_version: str 
                     "evaluations": evaluations,
                 }
                 path.write_text(json.dumps(content))
-                lines = [
-                    f"{name},{image}.jpg,a,a,{int(image < round(IMAGES * entry['value'] / 100))}"
-                    for name, entry in evaluations.items()
-                    if entry["metric"] == "top1"
-                    for image in range(IMAGES)
-                ]
-                text = "\n".join(["evaluation,image,label,prediction,correct", *lines, ""])
-                path.with_name("records.csv.gz").write_bytes(gzip.compress(text.encode(), 1))
+                answered = [(name, e["value"]) for name, e in evaluations.items() if e["metric"] == "top1"]
+                path.with_name("records.csv.gz").write_bytes(records(tuple(answered)))
                 files[f"{method}/{architecture}/{seed}/{group}"] = path
     return files
 

@@ -44,7 +44,7 @@ class Examples(Protocol):
     def images(self) -> Sequence[str]:
         """Which, in the order of `counts`."""
 
-    def values(self, counts_RN: NDArray[np.int64]) -> Values:
+    def values(self, counts_RN: Values) -> Values:
         """(R,) the metric, in its unit, when image n counts counts_RN[:, n] times."""
 
 
@@ -56,7 +56,7 @@ class Accuracy:
     correct: NDArray[np.float64]
     """1 or 0; NaN for an image that could not be read."""
 
-    def values(self, counts_RN: NDArray[np.int64]) -> Values:
+    def values(self, counts_RN: Values) -> Values:
         """See `Examples`."""
         read_N = np.isfinite(self.correct)
         right_R = counts_RN @ np.where(read_N, self.correct, 0.0)
@@ -135,14 +135,14 @@ def resampled(examples: Mapping[Key, Examples], evaluation: str, resamples: int 
     return {key: np.concatenate(values) for key, values in parts.items()}
 
 
-def _counts(images: int, purpose: str, resamples: int) -> Iterator[NDArray[np.int64]]:
+def _counts(images: int, purpose: str, resamples: int) -> Iterator[Values]:
     """How often each image is drawn, (r, N), some resamples at a time: N draws with replacement each."""
     draws = np.random.default_rng(zlib.crc32(f"test images of {purpose}".encode()))
     step = max(1, _AT_ONCE // max(1, images))
     for start in range(0, resamples, step):
         r = min(step, resamples - start)
         drawn_rN = draws.integers(images, size=(r, images)) + images * np.arange(r)[:, None]
-        yield np.bincount(drawn_rN.ravel(), minlength=r * images).reshape(r, images)
+        yield np.bincount(drawn_rN.ravel(), minlength=r * images).reshape(r, images).astype(np.float64)
 
 
 def interval(ours_RS: Values, baseline_RS: Values) -> tuple[float, float]:
