@@ -449,12 +449,18 @@ def sync(
 def dashboard(
     config: ConfigFile = None,
     results: Results = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than this machine's own needs a password.")
+    ] = "127.0.0.1",
+    password_file: Annotated[
+        Path | None, typer.Option(help="Password, in a file of mode 600; else DSEQ_DASHBOARD_PASSWORD.")
+    ] = None,
 ) -> None:
-    """Show the MLflow store of a results folder on 127.0.0.1 until Ctrl-C."""
+    """Show the MLflow store of a results folder until Ctrl-C: on this machine, or with a password on --host."""
     from dseq_jepa.dashboard import dashboard as run
 
-    run(_results(config, results)[0], port, typer.echo)
+    run(_results(config, results)[0], port, typer.echo, host, password_file)
 
 
 @app.command(epilog="Example: dseq-jepa status --config configs/demo.yaml --watch")
