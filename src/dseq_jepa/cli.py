@@ -542,6 +542,20 @@ def launch(
     sys.exit(run(order))
 
 
+@app.command(epilog="Example: dseq-jepa plan --config configs/paper.yaml --nodes 4")
+def plan(
+    config: ConfigFile = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that may be used at once.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs (or processes) of one machine.")] = 8,
+    reported: Annotated[Path, typer.Option(help="The paper's values.")] = Path("configs/reported_values.csv"),
+) -> None:
+    """Say what an experiment takes before it is started: jobs, GPU-hours, days, disk, missing data."""
+    from dseq_jepa.plan import plan as run
+    from dseq_jepa.plan import shown
+
+    typer.echo(shown(run(_experiment(config), reported), nodes, gpus_per_node))
+
+
 def _parsed(words: tuple[str, ...]) -> dict[str, Any]:
     """The options of a verb by name; a mistake in them is told before anything waits in a queue."""
     from typer.core import TyperGroup
