@@ -14,7 +14,7 @@ import torch
 
 from dseq_jepa.data.loaders import Batch
 from dseq_jepa.data.settings import DatasetSettings
-from dseq_jepa.errors import UserError
+from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.evaluation.finetune import FinetuneTask, finetune
 from dseq_jepa.evaluation.settings import FinetuneSettings
 from dseq_jepa.training.distributed import World
@@ -86,6 +86,22 @@ def test_killed_and_resumed_is_undisturbed_to_the_bit(data: DatasetSettings, wei
     same_outcome(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_signal_while_measuring_stops_at_once_and_loses_nothing(
+    data: DatasetSettings, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = tuned_job("finetune", data, FULL)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneTask, "measure", lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(StoppedError, match="while measuring; the training is saved"):
+            finetune(job, weights, tmp_path / "parts")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert '"name":"stopped"' in (tmp_path / "parts" / "journal.jsonl").read_text()
+    finetune(job, weights, tmp_path / "parts")
+    finetune(job, weights, tmp_path / "whole")
+    same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_finished_training_is_not_repeated(
     data: DatasetSettings, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -103,7 +119,7 @@ def test_two_ranks_train_as_one_does(data: DatasetSettings, weights: Path, tmp_p
     job = tuned_job("finetune", data, FULL)
     finetune(job, weights, tmp_path / "1")
     process = start("finetune", job, weights, tmp_path / "2", ranks=2, save_seconds=600)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     one, two = (logged(tmp_path / name) for name in ("1", "2"))
     assert [step for step, _ in one] == [step for step, _ in two]

@@ -1,8 +1,4 @@
-"""The network: scales, windows, statistics over ranks."""
-
-import sys
-from pathlib import Path
-from typing import Any
+"""The network: its scales, its heads and sliding windows."""
 
 import pytest
 import torch
@@ -10,7 +6,7 @@ from torch import nn
 
 from dseq_jepa.evaluation.backbone import Backbone
 from dseq_jepa.evaluation.settings import SegmentationSettings
-from dseq_jepa.evaluation.upernet import RankBatchNorm2d, Segmenter, read_blocks, slide, window_starts
+from dseq_jepa.evaluation.upernet import Segmenter, read_blocks, slide, window_starts
 from tests.evaluation.pictures import export
 from tests.models.checkpoints import encoder
 
@@ -98,44 +94,3 @@ def test_a_picture_smaller_than_a_window_is_padded_for_it(network: Segmenter):
     whole = nn.functional.interpolate(network(padded[None])[0], (64, 64), mode="bilinear")[0]
     assert logits.shape == (7, 33, 64)
     assert torch.allclose(logits, whole[:, :33], atol=1e-5)
-
-
-def statistics(rank: int, port: int, out: Path) -> None:
-    """On one of two ranks: half of a batch through RankBatchNorm2d."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    x, weight = torch.randn(6, 4, 3, 3) * 3 + 1, torch.randn(6, 4, 3, 3)
-    norm = RankBatchNorm2d(4)
-    mine = x[3 * rank : 3 * rank + 3].clone().requires_grad_()
-    result = norm(mine)
-    (result * weight[3 * rank : 3 * rank + 3]).sum().backward()
-    torch.save({"y": result.detach(), "dx": mine.grad, "norm": norm.state_dict()}, out / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_statistics_over_ranks_equal_those_of_the_whole_batch(tmp_path: Path):
-    import socket
-    import subprocess
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "import sys; from pathlib import Path; from tests.evaluation.test_upernet import statistics; "
-    code += "statistics(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))"
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(r), str(port), str(tmp_path)]) for r in (0, 1)]
-    assert [process.wait(timeout=100) for process in ranks] == [0, 0]
-    torch.manual_seed(0)
-    x, weight = (torch.randn(6, 4, 3, 3) * 3 + 1).requires_grad_(), torch.randn(6, 4, 3, 3)
-    norm = nn.BatchNorm2d(4)
-    result = norm(x)
-    (result * weight).sum().backward()
-    parts: list[dict[str, Any]] = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert torch.allclose(torch.cat([part["y"] for part in parts]), result, atol=1e-5)
-    assert x.grad is not None
-    assert torch.allclose(torch.cat([part["dx"] for part in parts]), x.grad, atol=1e-5)
-    for name in ("running_mean", "running_var"):
-        assert torch.allclose(parts[0]["norm"][name], norm.state_dict()[name], atol=1e-5)
-        assert torch.equal(parts[0]["norm"][name], parts[1]["norm"][name])

@@ -46,13 +46,13 @@ def start(
 
 def killed_after(process: "subprocess.Popen[str]", out: Path, step: int, number: int = signal.SIGKILL) -> str:
     """Send a signal once the journal has got to a step; returns what the process wrote to stderr."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not any(line >= step for line in steps_of(out)):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    return process.communicate(timeout=120)[1]
 
 
 def steps_of(out: Path) -> list[int]:

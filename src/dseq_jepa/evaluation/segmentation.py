@@ -29,10 +29,11 @@ from dseq_jepa.draws import uniforms
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import miou, report
 from dseq_jepa.evaluation.backbone import Backbone
+from dseq_jepa.evaluation.batch_norm import over_ranks
 from dseq_jepa.evaluation.segmentation_page import Example, draw_page
 from dseq_jepa.evaluation.settings import SegmentationSettings
 from dseq_jepa.evaluation.tuning import run
-from dseq_jepa.evaluation.upernet import Segmenter, over_ranks, slide
+from dseq_jepa.evaluation.upernet import Segmenter, slide
 from dseq_jepa.jobs import SegmentJob
 from dseq_jepa.models.dropping import hand_out
 from dseq_jepa.models.weights import read_card

@@ -12,6 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,8 +100,9 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "
         torch.manual_seed(job.model.seed)
         tuning = (kind or Tuning)(job, make(job, encoder, world), identity(job, encoder), out, world)
         try:
-            tuning.train()
-            return tuning.publish()
+            with tuning.signals_noted():
+                tuning.train()
+                return tuning.publish()
         except UserError as error:
             tuning.note(error)
             raise
@@ -129,6 +131,7 @@ class Tuning:
         # Since the last log point: sum of losses. In the first epoch: pictures that could not be read.
         self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
         self._stop_signal: int | None = None
+        self._measuring = False
         self.journal = self._resume()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -168,7 +171,6 @@ class Tuning:
         if self.step == task.steps:
             return
         self.run.train()
-        self._catch_signals()
         label = f"{task.name}: training"
         progress = Progress(task.steps, label, start=self.step) if self.journal else None
         last_saved = time.monotonic()
@@ -251,8 +253,10 @@ class Tuning:
         """Measure the trained model and write the artefacts."""
         task, began = self.task, time.perf_counter()
         task.model.eval()
+        self._measuring = True
         with torch.no_grad():
             measured = task.measure()
+        self._measuring = False
         skipped = measured.skipped + self._all_skipped()
         if self.journal is not None:
             self.fence.check()
@@ -274,12 +278,25 @@ class Tuning:
     def _all_skipped(self) -> int:
         return int(distributed.all_sum(torch.tensor(self.skipped, device=self.world.device)))
 
-    def _catch_signals(self) -> None:
+    @contextmanager
+    def signals_noted(self) -> Iterator[None]:
+        """While the block runs, a signal to stop waits for a whole step and its state; while measuring, it stops at
+        once: the training is saved.
+        """
+
         def note(number: int, _frame: object) -> None:
             self._stop_signal = number
+            if self._measuring:
+                raise StoppedError(
+                    f"stopped by signal {number} while measuring; the training is saved, the same command goes on."
+                )
 
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, note)
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR2)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _any_rank(self, here: bool) -> bool:
         """Whether it is so on any rank; the same answer on all."""
