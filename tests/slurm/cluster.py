@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ def unavailable() -> str | None:
     """Why there can be no Slurm here."""
     if not (SCRIPTS / "start-slurm").exists():
         return f"slurm: no start-slurm in {SCRIPTS} (DSEQ_SLURM_SCRIPTS)"
-    if os.getuid() != 0:
-        return "slurm: starting one takes root"
+    if os.getuid() != 0 or shutil.which("apt-get") is None:
+        return "slurm: starting one takes root on Debian"
     return None
 
 
