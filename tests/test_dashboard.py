@@ -119,6 +119,10 @@ def test_nobody_gets_in_from_the_network_without_the_password(tmp_path: Path) ->
         assert answer(base + paths[0], f"dseq:{password}") == 200
         assert answer(base + paths[1], f"dseq:{password}", host="evil.example") == 403
         assert answer(base + paths[1], f"dseq:{password}") == 200
+        with pytest.raises(UserError, match=r"refuses: .*Set MLFLOW_TRACKING_USERNAME") as refused:
+            sync(tmp_path, "demo", uri=f"http://dseq:wrong-password@127.0.0.1:{port}")
+        assert "wrong-password" not in str(refused.value)
+        assert sync(tmp_path, "other", uri=f"http://dseq:{password.replace(' ', '%20')}@127.0.0.1:{port}").new_runs == 1
         tree = psutil.Process(process.pid)
         assert not [c for c in [tree, *tree.children(recursive=True)] if password in " ".join(c.cmdline())]
     finally:

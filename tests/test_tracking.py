@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -173,7 +174,9 @@ def test_parameters_metrics_and_artefacts(results: Path) -> None:
     assert select.data.metrics["selected/percent"] == 100
     artefacts = {path.relative_to(results / "mlartifacts").as_posix().partition("artifacts/")[2]: path
                  for path in (results / "mlartifacts").rglob("*") if path.is_file()}  # fmt: skip
-    assert {"config.json", "score/scores.json", "export/selection.json", "metrics.json", "tables/table1.csv"} < set(artefacts)
+    assert {"config.json", "score/scores.json", "export/selection.json", "metrics.json", "tables/table1.csv"} < set(
+        artefacts
+    )
     assert json.loads(artefacts["metrics.json"].read_text())["evaluations"]["cub"]["value"] == 71.25
 
 
@@ -575,6 +578,70 @@ def test_a_running_job_is_mirrored_and_never_waits_for_the_server(
     server.start()
     sync(results, "running")
     assert_mirrored(results, "running", uri=server.uri)
+
+
+class SlowRoad:
+    """A port whose every request reaches the server 5 s late."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port, self.uri = port, f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.calls = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            threading.Thread(target=self._carry, args=(client, server, 5.0), daemon=True).start()
+            threading.Thread(target=self._carry, args=(server, client, 0.0), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, seconds: float) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                self.calls += bool(seconds)
+                time.sleep(seconds)
+                target.sendall(data)
+        except OSError:
+            pass
+        source.close()
+        target.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_needs_5_s_a_call_costs_the_job_nothing(
+    results: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road = SlowRoad(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", road.uri)
+    folder = results / "pretrain" / MODEL
+    waits = []
+    began = time.process_time()
+    with Journal(folder / "journal.jsonl") as journal, LiveMirror(folder, "slow"):
+        journal.start(TAGS, steps=400)
+        journal.params(JOB)
+        until, step = time.monotonic() + 60, 0
+        while road.calls < 2 and time.monotonic() < until:  # MLflow's import takes a while
+            step += 1
+            before = time.monotonic()
+            journal.metrics(step, {"loss": 1 / step})
+            waits.append(time.monotonic() - before)
+            time.sleep(0.05)
+        journal.event("finished")
+        leaving = time.monotonic()
+    assert road.calls >= 2
+    assert time.monotonic() - leaving < 10
+    assert max(waits) < 0.5
+    assert time.process_time() - began < 2  # of this process: the journal's own lines, and one process that was started
+    road.close()
+    sync(results, "slow", uri=server.uri)
+    assert_mirrored(results, "slow", uri=server.uri)
 
 
 @pytest.mark.slow

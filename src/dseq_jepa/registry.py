@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
 
 _NOTE, _PARENT = "mlflow.note.content", "mlflow.parentRunId"
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"  # else the pages are those of language models
 _LONGEST_DIGEST, _LONGEST_NOTE = 36, 7500
 _SCORE = "selected/knn_top1"
 _SHOWN_METRICS = 12
@@ -142,9 +143,10 @@ class Links:
             text = "\n".join(self._describe(run))[:_LONGEST_NOTE]
             if run.data.tags.get(_NOTE) != text:
                 self._client.set_tag(run.info.run_id, _NOTE, text)
-        overview = "\n".join(self._overview())[:_LONGEST_NOTE]
-        if self._client.get_experiment(self._experiment_id).tags.get(_NOTE) != overview:
-            self._client.set_experiment_tag(self._experiment_id, _NOTE, overview)
+        tags = self._client.get_experiment(self._experiment_id).tags
+        for key, text in {_NOTE: "\n".join(self._overview())[:_LONGEST_NOTE], _KIND: _TRAINING}.items():
+            if tags.get(key) != text:
+                self._client.set_experiment_tag(self._experiment_id, key, text)
 
     def _link(self, run_id: str) -> str:
         return f"[{self._names[run_id]}](#/experiments/{self._experiment_id}/runs/{run_id})"
