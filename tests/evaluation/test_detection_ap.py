@@ -31,7 +31,8 @@ def truth(path: Path, annotations: list[dict[str, Any]], images: int = 2) -> Pat
 def guess(image: int, category: int, box: tuple[int, int, int, int], score: float) -> dict[str, Any]:
     x, y, w, h = box
     mask_1HW = np.zeros((1, 60, 80), bool)
-    mask_1HW[0, y : y + h, x : x + w] = True
+    inside_HW = np.arange(h)[:, None] / h >= np.arange(w)[None] / w if category == 90 else True  # half of its box
+    mask_1HW[0, y : y + h, x : x + w] = inside_HW
     bbox = [float(v) for v in box]
     return {
         "image_id": image, "category_id": category, "bbox": bbox, "score": score,
