@@ -9,6 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from dseq_jepa import jobs
+from dseq_jepa.cluster.notify import notify
 from dseq_jepa.cluster.order import prefix
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
@@ -336,8 +337,11 @@ def begin():
 
 
 def end(failed):
-    """Close the invocation's journal; a failure is mirrored at once, for the workflow's own mirroring did not run."""
+    """Close the invocation's journal; a failure is mirrored at once, for the workflow's own mirroring did not run.
+    $DSEQ_NOTIFY is run in both cases.
+    """
     INVOCATION.end(failed)
+    notify(f"{EXPERIMENT.name} {'failed' if failed else 'finished'}")
     if failed:
         command = ["dseq-jepa", "sync", "--results", RESULTS, "--experiment", EXPERIMENT_NAME]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
