@@ -11,7 +11,7 @@ import pytest
 
 from dseq_jepa.config import Experiment, load, read_yaml
 from dseq_jepa.data.settings import DatasetSettings
-from dseq_jepa.evaluation.settings import DetectorSettings
+from dseq_jepa.evaluation.settings import DetectionSettings, DetectorSettings
 from dseq_jepa.jobs import evaluate_job, pretrain_job, score_job
 from dseq_jepa.schema import REFERENCE, SCHEMA, reference_text, schema_text
 from dseq_jepa.tables.reported import read_reported
@@ -127,12 +127,15 @@ def test_the_paper_fine_tunes_by_mae_and_segments_by_mmsegmentation(paper: Exper
 
 
 def test_the_paper_detects_by_vitdet_and_offers_the_second_public_recipe(paper: Experiment):
-    detect, second = paper.evaluations["coco-detect"], paper.evaluations["coco-detect-mae"]
+    detect = paper.evaluations["coco-detect"]
     assert (detect.engine, detect.epochs, detect.warmup_epochs, detect.batch_size) == ("detectron2", 25, 1, 64)
     assert (detect.learning_rate, detect.layer_decay, detect.weight_decay, detect.drop_path) == (1e-4, 0.7, 0.1, 0.1)
     assert (detect.image_size, detect.scale_range) == (1024, (0.1, 2.0))
     assert detect.detector == DetectorSettings(window=14, relative_position=True)  # the rest are detectron2's defaults
-    assert (second.learning_rate, second.layer_decay, second.weight_decay) == (1.6e-4, 1.0, 0.2)
+    second = {"learning_rate": 1.6e-4, "layer_decay": 1.0, "weight_decay": 0.2}
+    text = " ".join((ROOT / "configs" / "paper.yaml").read_text().replace("#", "").split())
+    assert "set learning_rate: 1.6e-4, layer_decay: 1.0 and weight_decay: 0.2 above" in text
+    DetectionSettings.model_validate(detect.model_dump() | second)
     shown = {column.evaluation for column in paper.tables["table2"].columns}
     assert shown == {"coco-detect", "ade20k-segment"}
     assert [column.value for column in paper.tables["table2"].columns] == [None, "mask_ap", None]

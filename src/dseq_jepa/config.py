@@ -304,6 +304,10 @@ def _unknown(where: str, name: str, valid: Iterable[str]) -> Iterable[str]:
         yield f'{where}: "{name}" is not defined; {nearest(name, valid)}'
 
 
+FIGURES = ("figure2", "figure3", "figure4", "figure6", "figure7", "regions")
+"""What figures may be called: the paper's numbers, and the one that it lacks."""
+
+
 def _bad_names(experiment: Experiment) -> Iterable[str]:
     for section in ("data", "architectures", "recipes", "methods", "evaluations", "figures"):
         for name in getattr(experiment, section):
@@ -312,6 +316,9 @@ def _bad_names(experiment: Experiment) -> Iterable[str]:
     for name, table in experiment.tables.items():
         if name != f"table{table.number}":
             yield f'tables.{name}: number is {table.number}, so it is called "table{table.number}"'
+    for name in experiment.figures:
+        if name not in FIGURES:
+            yield f"figures.{name}: no such figure; {nearest(name, FIGURES)}"
     if len(set(experiment.seeds)) != len(experiment.seeds) or min(experiment.seeds) < 0:
         yield f"seeds: {experiment.seeds} must be different numbers from 0 on"
 
@@ -349,6 +356,13 @@ def _bad_figure(experiment: Experiment, where: str, figure: FigureSettings) -> I
         yield f"{where}.{key}: {problem}"
 
 
+_UNUSED = {
+    "methods": "no row of a table or figure uses it",
+    "architectures": "no row of a table or figure uses it",
+    "evaluations": "no table shows an evaluation of its group",
+}
+
+
 def _unused(experiment: Experiment) -> Iterable[str]:
     """Entries that no job would ever read: a misspelt name, or something left behind."""
     rows = [row for table in experiment.tables.values() for row in table.rows]
@@ -362,14 +376,16 @@ def _unused(experiment: Experiment) -> Iterable[str]:
         for figure in experiment.figures.values():
             readers["methods"].update(methods_of(figure))
             readers["architectures"].add(figure.architecture)
+        shown = {column.evaluation for table in experiment.tables.values() for column in table.columns}
+        readers["evaluations"] = {name for names in experiment.groups.values() if shown & set(names) for name in names}
     for section, used in readers.items():
         entries = getattr(experiment, section)
         undefined = sorted(used - set(entries))
         for name in entries:
             if name not in used:
-                user = "row of a table or figure" if section in ("methods", "architectures") else "entry"
+                reason = _UNUSED.get(section, "no entry uses it")
                 advice = nearest(name, undefined) if undefined else "use it or remove it"
-                yield f"{section}.{name}: defined, but no {user} uses it; {advice}"
+                yield f"{section}.{name}: defined, but {reason}; {advice}"
 
 
 def _bad_groups(experiment: Experiment) -> Iterable[str]:
