@@ -126,6 +126,17 @@ def test_records_are_read_by_evaluation(tmp_path: Path):
     assert len(records.examples(path, "two", "top1").images) == 1  # each file is read once
 
 
+def test_a_mean_iou_is_that_of_the_drawn_pictures_pixels(tmp_path: Path):
+    """Image 1 alone has class b, so a resample without it is the mean of one class."""
+    lines = ["evaluation,image,class,intersection,union", "seg,0.jpg,a,2,4", "seg,1.jpg,a,1,4", "seg,1.jpg,b,3,4"]
+    path = write(tmp_path / "records.csv.gz", "\n".join([*lines, ""]))
+    overlap = Records().examples(path, "seg", "miou")
+    values = overlap.values(np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
+    np.testing.assert_allclose(values, [100 * (3 / 8 + 3 / 4) / 2, 100 * 4 / 8, 100 * (1 / 4 + 3 / 4) / 2])
+    with pytest.raises(UserError, match=r"records\.csv\.gz: has no records of other"):
+        Records().examples(path, "other", "miou")
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -63,6 +63,25 @@ class Accuracy:
         return 100 * right_R / np.maximum(counts_RN @ read_N.astype(np.float64), 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Mean IoU in percent, over the K classes that are in the drawn images' truth or prediction."""
+
+    images: tuple[str, ...]
+    hits: Values
+    """(N, K) pixels in the intersection of truth and prediction."""
+    unions: Values
+    """(N, K) pixels in their union."""
+
+    def values(self, counts_RN: Values) -> Values:
+        """See `Examples`."""
+        hits_RK, unions_RK = counts_RN @ self.hits, counts_RN @ self.unions
+        seen_RK = unions_RK > 0
+        iou_RK = np.divide(hits_RK, unions_RK, out=np.zeros_like(hits_RK), where=seen_RK)
+        shares: Values = 100 * iou_RK.sum(1) / np.maximum(seen_RK.sum(1), 1)
+        return shares
+
+
 def _accuracy(path: Path, lines: Sequence[Mapping[str, str]]) -> Accuracy:
     answers = {"1": 1.0, "0": 0.0, "": np.nan}
     try:
@@ -74,7 +93,19 @@ def _accuracy(path: Path, lines: Sequence[Mapping[str, str]]) -> Accuracy:
         ) from None
 
 
-READERS: Mapping[str, Callable[[Path, Sequence[Mapping[str, str]]], Examples]] = {"top1": _accuracy}
+def _overlap(path: Path, lines: Sequence[Mapping[str, str]]) -> Overlap:
+    try:
+        images, classes = ({name: i for i, name in enumerate(dict.fromkeys(line[key] for line in lines))}
+                           for key in ("image", "class"))  # fmt: skip
+        pixels = np.zeros((2, len(images), len(classes)))
+        for line in lines:
+            pixels[:, images[line["image"]], classes[line["class"]]] = int(line["intersection"]), int(line["union"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: not the records of a mean IoU: {error}.") from None
+    return Overlap(tuple(images), pixels[0], pixels[1])
+
+
+READERS: Mapping[str, Callable[[Path, Sequence[Mapping[str, str]]], Examples]] = {"top1": _accuracy, "miou": _overlap}
 """By the evaluation's `metric` in metrics.json: what its records tell of every test image."""
 
 
@@ -93,7 +124,9 @@ class Records:
         """
         if path not in self._files:
             self._files[path] = _by_evaluation(path)
-        return READERS[metric](path, self._files[path].get(evaluation, []))
+        if evaluation not in self._files[path]:
+            raise UserError(f"{path}: has no records of {evaluation}; delete it and run the workflow again.")
+        return READERS[metric](path, self._files[path][evaluation])
 
 
 def _by_evaluation(path: Path) -> dict[str, list[dict[str, str]]]:
