@@ -37,8 +37,8 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY)
 	@$(BIN)/dseq-jepa follow --config configs/demo.yaml -- $(BIN)/snakemake --cores $(CORES)
-	@cat results/demo/tables/table1.md; echo; cat results/demo/tables/table3.md; echo
-	@echo "Tables as CSV, Markdown, LaTeX and HTML: results/demo/tables/. Curves: $(BIN)/dseq-jepa dashboard --config configs/demo.yaml"
+	@for number in 1 2 3; do cat results/demo/tables/table$$number.md; echo; done
+	@echo "Everything on one page: results/demo/report.html. Curves: $(BIN)/dseq-jepa dashboard --config configs/demo.yaml"
 
 test: $(READY)
 	$(BIN)/python -m pytest
