@@ -98,7 +98,7 @@ def scene(path: Path) -> tuple[Path, list[dict[str, Any]]]:
     draw, annotations, guesses = np.random.default_rng(5), [], []
     for image in range(1, 13):
         for _ in range(int(draw.integers(1, 5))):
-            w, h = (int(v) for v in draw.integers(5, 45, 2))
+            w, h = (int(v) for v in draw.integers(8, 56, 2))
             box = (int(draw.integers(0, 80 - w)), int(draw.integers(0, 60 - h)), w, h)
             category = int(draw.choice([3, 7, 90]))
             annotations.append(record(len(annotations) + 1, image, category, box))
@@ -116,6 +116,7 @@ def test_pycocotools_agrees_to_1e_9(tmp_path: Path) -> None:
     path, guesses = scene(tmp_path / "t.json")
     values, _ = average_precision(path, guesses)
     assert 10 < values["box_ap"] < 90
+    assert {"box_ap_small", "box_ap_medium", "mask_ap_small", "mask_ap_medium"} <= values.keys()
     with contextlib.redirect_stdout(io.StringIO()):
         for prefix, kind in (("box", "bbox"), ("mask", "segm")):
             records = copy.deepcopy(guesses)
