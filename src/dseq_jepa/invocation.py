@@ -24,6 +24,7 @@ from dseq_jepa.provenance import code_version
 
 FOLDER = "workflow"
 VARIABLE = "DSEQ_WORKFLOW"
+_SNAKEMAKE = "snakemake.logging"  # its logger
 _TAIL_LINES, _TAIL_BYTES = 30, 16_384
 
 
@@ -50,7 +51,7 @@ class Invocation(logging.Handler):
             })  # fmt: skip
         except UserError as error:
             self._give_up(error)
-        self._logger().addHandler(self)
+        logging.getLogger(_SNAKEMAKE).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write down one of Snakemake's events; called by its logger."""
@@ -69,7 +70,7 @@ class Invocation(logging.Handler):
 
     def end(self, failed: bool) -> None:
         """The workflow's last word."""
-        self._logger().removeHandler(self)
+        logging.getLogger(_SNAKEMAKE).removeHandler(self)
         if self._journal is None:
             return
         try:
@@ -78,12 +79,6 @@ class Invocation(logging.Handler):
             self._journal.close()
         except UserError as error:
             self._give_up(error)
-
-    def _logger(self) -> logging.Logger:
-        from snakemake.logging import logger
-
-        found: logging.Logger = logger
-        return found
 
     def _job_began(self, record: logging.LogRecord) -> None:
         job: Any = record

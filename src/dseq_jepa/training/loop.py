@@ -37,6 +37,7 @@ from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
 from dseq_jepa.training.checkpoint import State, StateStore, random_state, restore, training_state, whole_weights
 from dseq_jepa.training.distributed import World
+from dseq_jepa.training.machine import Machine
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
 from dseq_jepa.training.schedules import Schedule
 from dseq_jepa.training.watch import CollapseWatch, Interval
@@ -115,6 +116,7 @@ class Run:
         self.fence = Fence.from_environment()
         self.store = StateStore(out / "state" / job.digest, self.fence)
         self.interval = Interval(world)
+        self.machine = Machine(world.device)
         self.collapse = CollapseWatch(self.recipe.collapse)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.parts = self.recipe.accumulation
@@ -297,7 +299,7 @@ class Run:
         if self.journal is None or progress is None:
             return
         t = step - 1
-        values = means | spread | clock.rates()
+        values = means | spread | clock.rates() | self.machine.sample()
         values |= {
             "learning_rate": self.schedule.learning_rate(t),
             "weight_decay": self.schedule.weight_decay(t),
