@@ -26,13 +26,11 @@ FOUR = ["--nodes", "2", "--tasks", "2"]
 def test_two_nodes_with_two_ranks_give_the_bits_of_torchrun_also_after_a_requeue(
     settings: PretrainJob, tmp_path: Path
 ) -> None:
-    recipe = settings.recipe.model_copy(update={"epochs": 5})
-    short = settings.model_copy(update={"recipe": recipe})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    words = ["-m", "dseq_jepa", "pretrain", "--settings", short.to_json(), "--out", str(tmp_path / "torchrun")]
+    words = ["-m", "dseq_jepa", "pretrain", "--settings", settings.to_json(), "--out", str(tmp_path / "torchrun")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *words], cwd=ROOT, env=environment, check=True, capture_output=True)
-    launched = pretraining(short, tmp_path / "run", *FOUR).start()
+    launched = pretraining(settings, tmp_path / "run", *FOUR).start()
     launched.trained(8)
     assert slurm("squeue", "-h", "-j", launched.job(), "-o", "%D %C") == "2 4"
     slurm("scancel", "--signal=USR2", launched.job())
