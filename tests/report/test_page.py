@@ -29,6 +29,13 @@ def test_every_value_of_the_tables_is_there_beside_the_papers(results: Path, pag
             assert f'data-value="{float(cell["reported"]):.1f}"' in page
 
 
+def test_differences_stand_beside_their_intervals(results: Path, page: str) -> None:
+    """The micro results are one seed of few images; the table says what it resampled."""
+    spans = re.findall(r'<small>[+−]\d+\.\d</small><small class="interval">\[[+−]\d+\.\d, [+−]\d+\.\d\]</small>', page)
+    assert len(spans) == sum(bool(cell["ours_delta"]) for cell in cells(results)) > 0
+    assert "paired bootstrap" in page
+
+
 def test_every_link_inside_the_page_leads_somewhere(page: str) -> None:
     targets = re.findall(r'href="#([^"]+)"', page)
     ids = re.findall(r'id="([^"]+)"', page)

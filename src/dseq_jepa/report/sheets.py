@@ -56,7 +56,7 @@ def _best(sheet: Sheet) -> dict[int, float]:
 
 
 def _number(entry: Entry) -> float | None:
-    return None if entry.text == MISSING else float(entry.text)
+    return None if entry.text == MISSING else float(entry.text.replace(",", ""))
 
 
 def _bodies(sheet: Sheet, best: dict[int, float]) -> Iterator[str]:
