@@ -21,9 +21,11 @@ from dseq_jepa.data.settings import DatasetSettings
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.detection import task as task_module
 from dseq_jepa.evaluation.detection.average_precision import average_precision, read_predictions
+from dseq_jepa.evaluation.detection.batches import TestImage
 from dseq_jepa.evaluation.detection.job import detect
 from dseq_jepa.evaluation.detection.results import Searched, gathered
 from dseq_jepa.evaluation.detection.task import DetectionTask, rate_at
+from dseq_jepa.evaluation.detection.views import decode_runs
 from dseq_jepa.evaluation.tuning import Tuning
 from dseq_jepa.jobs import DetectJob
 from dseq_jepa.journal import read
@@ -220,6 +222,23 @@ def test_an_environment_without_detectron2_is_told_what_to_do(
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(UserError, match=r"needs detectron2 with its ViT .*or set engine: torchvision"):
         detect(job(shapes, detection(engine="detectron2")), weights, tmp_path)
+
+
+def test_detections_are_in_pixels_of_the_picture_itself(shapes: DatasetSettings, weights: Path) -> None:
+    """A picture of 64 x 48 is searched at 32 x 24: boxes and masks come back twice as large."""
+    task = DetectionTask(job(shapes, detection(image_size=32)), weights, ALONE)
+    found = {
+        "boxes": torch.tensor([[1.0, 2.0, 11.0, 14.0]]),
+        "labels": torch.tensor([3]),
+        "scores": torch.tensor([0.5]),
+        "masks": torch.ones(1, 28, 28),
+    }
+    (one,) = task._predictions(TestImage(0, torch.zeros(3, 24, 32), height=48, width=64), found, 24, 32)
+    assert one["bbox"] == [2.0, 4.0, 20.0, 24.0]
+    assert (one["image_id"], one["category_id"], one["score"]) == (108, 90, 0.5)
+    mask_HW = decode_runs(one["segmentation"])
+    assert mask_HW.shape == (48, 64)
+    assert mask_HW.sum() == mask_HW[4:28, 2:22].sum() == 20 * 24
 
 
 def test_too_few_pictures_for_a_batch_are_refused(shapes: DatasetSettings, weights: Path, tmp_path: Path) -> None:
