@@ -64,8 +64,11 @@ def _memory() -> dict[str, float]:
 
 def _gpus() -> dict[int, Any]:
     """NVML's handles of the GPUs that torch sees."""
-    import pynvml  # type: ignore[import-untyped]
-
+    try:
+        import pynvml  # type: ignore[import-untyped]
+    except ModuleNotFoundError:  # a bare GPU machine trains without it
+        sys.stderr.write("the GPUs' use is not recorded: nvidia-ml-py is not installed.\n")
+        return {}
     try:
         pynvml.nvmlInit()
         uuids = (str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count()))
