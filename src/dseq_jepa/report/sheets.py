@@ -93,7 +93,7 @@ def _entry(entry: Entry, table: str) -> str:
     elif hint:
         text = f"<span{hint}>{text}</span>"
     text += "".join(f'<sup><a href="#{table}-{mark}">{mark}</a></sup>' for mark in entry.marks)
-    span = "" if entry.interval is None else f"<br><small>{entry.interval.replace('-', '−')}</small>"
+    span = "" if entry.interval is None else f'<small class="interval">{entry.interval.replace("-", "−")}</small>'
     return f"{text} <small>{(entry.delta or '').replace('-', '−')}</small>{span}"
 
 
