@@ -14,7 +14,8 @@ WIDTHS: Any = {"last4": 12, "last": 3}
 
 def settings(**changes: Any) -> ProbeSettings:
     plain: dict[str, Any] = {
-        "kind": "probe", "data": "d", "features": ["last4", "last"], "learning_rates": [0.1, 0.5], "weight_decay": 5e-4, "epochs": 6,
+        "kind": "probe",
+        "data": "d", "features": ["last4", "last"], "learning_rates": [0.1, 0.5], "weight_decay": 5e-4, "epochs": 6,
         "batch_size": 16, "scale_rate_per": None, "milestones": (2, 4),
     }  # fmt: skip
     return ProbeSettings.model_validate(plain | changes)
