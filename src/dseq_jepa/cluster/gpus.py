@@ -41,11 +41,10 @@ def slots(count: int, visible: Sequence[int], go_on: Callable[[], bool]) -> Iter
         raise UserError(f"--gpus {count}: this machine has {len(visible)}; ask for fewer, or for another machine")
     folder = Path(tempfile.gettempdir()) / f"dseq-jepa-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    taken: dict[int, int] = {}
+    taken = _take(folder, visible, count)
     while not taken and go_on():
+        time.sleep(0.5)
         taken = _take(folder, visible, count)
-        if not taken:
-            time.sleep(0.5)
     try:
         yield sorted(taken)
     finally:
