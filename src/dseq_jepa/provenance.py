@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).resolve().parent
 _SCHEDULER = {"slurm_job": "SLURM_JOB_ID", "slurm_array_job": "SLURM_ARRAY_JOB_ID", "workflow": "DSEQ_WORKFLOW"}
 _LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow", "simplejpeg", "safetensors", "pydantic",
-    "pandas", "mlflow", "snakemake", "transformers",
+    "pandas", "mlflow", "snakemake", "transformers", "faster-coco-eval", "detectron2",
 )  # fmt: skip
 
 
