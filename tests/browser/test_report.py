@@ -31,7 +31,9 @@ def report(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(micro / "results", folder / "results")
     picture = folder / "figure2.png"
     Image.new("RGB", (1600, 300), "grey").save(picture)
-    picture.with_name("figure2.caption.md").write_text("**Figure 2.** A grey picture.")
+    picture.with_name("figure2.caption.md").write_text(
+        "**Figure 2.** A grey picture; train/n00000001/n00000001_570.JPEG,train/n00000004/n00000004_1293.JPEG"
+    )
     job = report_job(load(micro / "micro.yaml"))
     first = job.tables[0]
     demo = report_job(load(ROOT / "configs" / "demo.yaml")).tables[0]

@@ -7,6 +7,7 @@ Everything in it comes from artefacts; the same artefacts give the same bytes.
 """
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -112,7 +113,9 @@ def _figures(figures: Sequence[Path]) -> Iterator[str]:
                 f"{error.filename}: cannot be read: {(error.strerror or '').lower()}; draw it again."
             ) from None
         alt = escape(text.partition("\n")[0].replace("**", "") or path.stem)
-        yield f'<figure id="{escape(path.stem)}"><img alt="{alt}" src="data:image/png;base64,{picture}">'
+        name = re.sub(r"(\d+)", r" \1", path.stem).capitalize()
+        yield f'<figure id="{escape(path.stem)}"><h3>{escape(name)}</h3>'
+        yield f'<img alt="{alt}" src="data:image/png;base64,{picture}">'
         yield f"<figcaption>{_paragraphs(text)}</figcaption></figure>"
     yield "</section>"
 
