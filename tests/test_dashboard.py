@@ -60,6 +60,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         ("short", 0o600, "secret: the password has fewer than 12 characters"),
     ],
 )
+@pytest.mark.timeout(60)  # a mistake here would serve until somebody stops it
 def test_the_network_is_never_served_without_a_good_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str | None, mode: int, sentence: str
 ) -> None:
