@@ -2,7 +2,8 @@
 
     draw_examples(Path("examples.png"), part, {0: predictions_of_picture_0, 3: ...})
 
-Boxes, masks and names share a colour per category. Of the predictions, those that a person would call sure are drawn.
+Boxes, masks and names share a colour per category. Of the predictions as many are drawn as there are true objects, the
+best ones with their scores: a short training is seldom sure, and a threshold would leave its pictures empty.
 """
 
 import colorsys
@@ -23,8 +24,6 @@ from dseq_jepa.files import atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SURE = 0.5
-"""Least score that is drawn."""
 MOST_DRAWN = 15
 _GOLDEN = 0.618033988749895
 _PAIRS_PER_ROW = 2
@@ -59,9 +58,12 @@ def draw_examples(path: Path, part: CocoPart, predictions: Mapping[int, Sequence
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for pair, (index, found) in enumerate(predictions.items()):
         pixels_HWC = read_picture(part, index)
-        truth, sure = _truth(part, index), _sure(part, index, found)
+        truth = _truth(part, index)
+        best = _best(part, index, found, min(MOST_DRAWN, max(1, len(truth))))
         _draw(axes[2 * pair], pixels_HWC, truth, "truth")
-        _draw(axes[2 * pair + 1], pixels_HWC, sure, "predicted" if sure else f"predicted: nothing above {SURE:g}")
+        _draw(
+            axes[2 * pair + 1], pixels_HWC, best, f"predicted: the {len(best)} best" if best else "predicted: nothing"
+        )
     for empty in axes[2 * len(predictions) :]:
         empty.set_axis_off()
     with atomically(path) as temporary:
@@ -81,9 +83,9 @@ def _truth(part: CocoPart, index: int) -> list[_Drawn]:
     ]
 
 
-def _sure(part: CocoPart, index: int, predictions: Sequence[Prediction]) -> list[_Drawn]:
+def _best(part: CocoPart, index: int, predictions: Sequence[Prediction], count: int) -> list[_Drawn]:
     image, names = part.images[index], _names(part)
-    best = sorted(predictions, key=lambda one: -one["score"])[:MOST_DRAWN]
+    best = sorted(predictions, key=lambda one: -one["score"])[:count]
     return [
         _Drawn(
             part.labels[one["category_id"]],
@@ -92,7 +94,6 @@ def _sure(part: CocoPart, index: int, predictions: Sequence[Prediction]) -> list
             f"{names[one['category_id']]} {100 * one['score']:.0f}%",
         )
         for one in best
-        if one["score"] >= SURE
     ]
 
 
