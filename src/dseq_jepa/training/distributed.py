@@ -109,6 +109,15 @@ def from_main(value: Entry) -> Entry:
     return values[0]
 
 
+def gather(value: Entry) -> list[Entry]:
+    """Every rank's value, on all ranks, in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Entry] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():

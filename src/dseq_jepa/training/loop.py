@@ -320,6 +320,7 @@ class Run:
             state: State = {"random": random_state()}
         else:
             state = training_state(self.model, self.optimizer)
+        interval = self.interval.state()
         if self.journal is None:
             return
         state |= {
@@ -327,7 +328,7 @@ class Run:
             "step": self.step,
             "skipped": self.skipped,
             "seconds": self.seconds,
-            "interval": self.interval.state(),
+            "interval": interval,
             "strikes": self.collapse.strikes,
             "journal": self.journal.sync(),
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.rank import feature_std, rankme
 from dseq_jepa.methods.jepa import StepOutput
-from dseq_jepa.training.distributed import World, all_sum
+from dseq_jepa.training.distributed import World, all_sum, gather
 from dseq_jepa.training.settings import CollapseGuard
 
 IDS_SHOWN = 16
@@ -77,17 +77,27 @@ class Interval:
             means["patches_per_region"] = counts["region patches"] / (counts["regions"] - counts["region images"])
         return means
 
-    def state(self) -> dict[str, object]:
-        """For the checkpoint: an interval may span a save."""
+    def state(self) -> list[dict[str, Any]]:
+        """What every rank has so far, for the checkpoint: an interval may span a save. Collective."""
         sums, counts = ({n: v.cpu() for n, v in values.items()} for values in (self.sums, self.counts))
-        return {"steps": self.steps, "sums": sums, "counts": counts}
+        return gather({"steps": self.steps, "sums": sums, "counts": counts})
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Undo `state`."""
-        self.steps = state["steps"]
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Undo `state`; on another number of ranks than before, with the same means over all of them."""
+        mine = states[self.world.rank] if len(states) == self.world.size else self._shared(states)
+        self.steps = mine["steps"]
         self.sums, self.counts = (
-            {name: value.to(self.world.device) for name, value in state[part].items()} for part in ("sums", "counts")
+            {name: value.to(self.world.device) for name, value in mine[part].items()} for part in ("sums", "counts")
         )
+
+    def _shared(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """The first rank takes over what all had; sums become means over ranks, whose number is another now."""
+        first = float(self.world.is_main)
+        factors = {"sums": first * self.world.size / len(states), "counts": first}
+        return {"steps": states[0]["steps"]} | {
+            part: {name: sum(state[part][name] for state in states) * factor for name in states[0][part]}
+            for part, factor in factors.items()
+        }
 
 
 def _means(output: StepOutput) -> dict[str, Tensor]:
