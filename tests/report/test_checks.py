@@ -7,7 +7,7 @@ import pytest
 
 from dseq_jepa.journal import Journal
 from dseq_jepa.report.checks import checks
-from dseq_jepa.report.collect import collect
+from dseq_jepa.report.collect import JobRecord, collect
 
 EVALUATE = "evaluate/small/dseq-jepa/vit-micro/seed0"
 PRETRAIN = "pretrain/dseq-jepa/vit-micro/seed0"
@@ -30,6 +30,14 @@ def clean(results: Path) -> None:
 
 def test_sound_results_have_no_bad_news(results: Path) -> None:
     assert bad(results) == []
+
+
+def test_gpu_hours_count_every_gpu_and_core_hours_every_thread() -> None:
+    made = {"seconds": 1800.0, "device": "cuda: NVIDIA H200", "threads": 4, "job": {"compute": {"ranks": 8}}}
+    on_gpus = JobRecord(PRETRAIN, made, {"run.json": {"seconds": 7200.0, "ranks": 8}}, [], None, None)
+    assert (on_gpus.gpu_hours, on_gpus.core_hours) == (16.0, 0.0)  # seconds of all its processes, not of the last one
+    on_cores = JobRecord(EVALUATE, made | {"device": "cpu", "job": {}}, {}, [], None, None)
+    assert (on_cores.gpu_hours, on_cores.core_hours) == (0.0, 2.0)
 
 
 def test_two_versions_of_the_code(results: Path) -> None:
