@@ -88,6 +88,14 @@ def test_figures_are_embedded_with_their_captions(page: str) -> None:
     assert "<p><strong>Figure 2.</strong> Regions &amp; patches &lt;b&gt;.</p><p>Second paragraph.</p>" in page
 
 
+def test_the_pictures_that_an_evaluation_draws_stand_beside_its_values(results: Path, page: str) -> None:
+    assert "Truth and prediction" not in page
+    place = "evaluate/small/i-jepa/vit-micro/seed0"
+    (results / place / "examples.png").write_bytes((results / "figures" / "figure2.png").read_bytes())
+    job = write(results).partition('id="run-evaluate-small-i-jepa')[2].partition('<div class="job"')[0]
+    assert re.search(rf'<img alt="Truth and prediction of {place}" src="data:image/png;base64,[A-Za-z0-9+/=]+">', job)
+
+
 def test_a_figure_without_caption_is_said(results: Path) -> None:
     (results / "figures" / "figure2.caption.md").unlink()
     with pytest.raises(UserError, match=r"figure2\.caption\.md: cannot be read: no such file or directory; draw it"):

@@ -193,6 +193,11 @@ def of_test_images(metrics):
 SHOWING_EXAMPLES = ("segment", "detect")  # kinds of evaluation that draw examples.png, a page for people to look at
 
 
+def every_example():
+    """The pages that evaluations draw of test pictures, truth and prediction."""
+    return [path.replace("metrics.json", "examples.png") for path in every_metric() if of_kind(path, *SHOWING_EXAMPLES)]
+
+
 def datasets_in_use():
     """The data sets that any job of any table reads."""
     used = [table for table in EXPERIMENT.tables.values() if models_of(table)]
@@ -217,7 +222,7 @@ def every_artefact():
         *(path for file in files for path in expand_models(file, models)),
         *measured,
         *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
-        *(path.replace("metrics.json", "examples.png") for path in measured if of_kind(path, *SHOWING_EXAMPLES)),
+        *every_example(),
         *(path.replace("metrics.json", "predictions.json.gz") for path in measured if of_kind(path, "detect")),
         *files_of(EXPERIMENT.tables),
         *files_of_figures(EXPERIMENT.figures),

@@ -6,6 +6,7 @@ rule page:
         tables=files_of(EXPERIMENT.tables),
         fingerprints=[fingerprint(dataset) for dataset in datasets_in_use()],
         figures=files_of_figures(EXPERIMENT.figures),
+        examples=every_example(),
         reported=REPORTED,
     output:
         report(at("report.html"), caption="../report/page.rst", category="Report"),

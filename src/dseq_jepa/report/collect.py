@@ -17,6 +17,7 @@ from dseq_jepa.provenance import FILE
 from dseq_jepa.tracked import JOURNAL, RESULTS, Run, job_folders, sources
 
 LOG_LINES = 30
+EXAMPLES = "examples.png"
 _STEPS = {"pretrain": 0, "score": 1, "export": 2}  # evaluations follow
 
 
@@ -35,6 +36,8 @@ class JobRecord:
     memory_mb: float | None
     """Largest resident memory that Snakemake saw."""
     log: Path | None
+    examples: Path | None = None
+    """Pictures of the test set with truth and prediction, where the evaluation draws them."""
 
     @property
     def step(self) -> str:
@@ -129,6 +132,7 @@ def _jobs(results: Path) -> Iterator[JobRecord]:
             events=events,
             memory_mb=_memory(results / "benchmarks" / f"{place}.tsv"),
             log=log if log.is_file() else None,
+            examples=examples if (examples := folder / EXAMPLES).is_file() else None,
         )
 
 

@@ -3,6 +3,7 @@
 Each function yields HTML of one section from what `collect` read.
 """
 
+import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -88,6 +89,7 @@ def _job(collected: Collected, job: JobRecord, results: str) -> Iterator[str]:
     took = f", {duration(job.seconds)}" if job.seconds else ""
     yield f'<div class="job" id="{anchor(job.place)}"><h4>{escape(job.step)} <small>{state}{took}</small></h4>'
     yield from _outcome(job)
+    yield from _examples(job)
     if run and run.points:
         yield from _charts(curves_of(run.points), opened=job.step == "pretrain")
     yield from _troubles(job, state)
@@ -105,6 +107,14 @@ def _outcome(job: JobRecord) -> Iterator[str]:
     if measured := evaluations(job):
         heads = ["evaluation", "value", "metric", "chance", "test images", "head"]
         yield grid(heads, [_measured(name, found) for name, found in measured.items()], (1, 3, 4))
+
+
+def _examples(job: JobRecord) -> Iterator[str]:
+    if job.examples is not None:
+        picture = base64.b64encode(job.examples.read_bytes()).decode()
+        yield "<details><summary>Truth and prediction on test pictures</summary>"
+        yield f'<figure><img alt="Truth and prediction of {escape(job.place)}" src="data:image/png;base64,{picture}">'
+        yield "</figure></details>"
 
 
 def _measured(name: str, found: Mapping[str, Any]) -> list[str]:
