@@ -52,15 +52,16 @@ def test_a_local_job_outlives_its_launcher_is_found_again_and_ends_with_ctrl_c(t
     first = launch("local", *words)
     wait_for(lambda: (out / "journal.jsonl").exists())
     first.kill()
-    first.communicate()
+    first.wait()  # its output stays open: the job has it too
     second = launch("local", *words)
+    attached = second.stdout.readline()  # Python itself would be interrupted before that
     wait_for(lambda: (out / "journal.jsonl").read_text().count('"metrics"') > 20)
     starts = [claim for claim in Claims.beside(out).all() if claim.content["kind"] == "start"]
     assert len(starts) == 1
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130, said
-    assert "runs or waits already" in said
+    assert "runs or waits already" in attached
     last = json.loads((out / "journal.jsonl").read_text().splitlines()[-1])
     assert last["name"] == "stopped"
     time.sleep(1)
