@@ -383,8 +383,8 @@ def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
                 fully_shard(block)
         fully_shard(method)
         return method, method
-    # DDP regroups gradients after the first step of a process, which changes the order of sums over more than two ranks:
-    # a resume would differ in the last bits. Looking for unused parameters keeps the groups; on a CPU bits come first.
+    # DDP regroups gradients after a process's first step, which changes the order of sums over more than two ranks: a
+    # resume would differ in the last bits. Looking for unused parameters keeps the groups; on a CPU bits come first.
     keep_groups = world.device.type == "cpu"
     return method, DistributedDataParallel(
         method, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=keep_groups
