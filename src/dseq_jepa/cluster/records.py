@@ -8,7 +8,6 @@
 An attempt is one start of the job: Slurm's restart count.
 """
 
-import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -32,6 +31,13 @@ class End:
     host: str
     note: str = ""
     """`interrupted` (goes on later), `superseded`, or a sentence."""
+    told: bool = False
+    """Whether a signal had told it to stop by then."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it neither finished nor goes on later."""
+        return self.code != 0 and self.note not in (INTERRUPTED, SUPERSEDED)
 
 
 class Attempt:
@@ -61,17 +67,21 @@ class Attempt:
 
     def first_failure(self) -> End | None:
         """The rank that the others failed because of: one that was killed, else the one with the earliest error."""
-        failed = [end for end in self.ends() if end.code and end.note not in (INTERRUPTED, SUPERSEDED)]
-        killed = [end for end in failed if end.code in (128 + 9, 128 + 6, 128 + 11, 128 + 7)]
+        failed = [end for end in self.ends() if end.failed]
+        culprits = [end for end in failed if not end.told] or failed
+        killed = [end for end in culprits if end.code in (128 + 9, 128 + 6, 128 + 11, 128 + 7)]
         if killed:
             return min(killed, key=lambda end: end.time)
-        return min(failed, key=lambda end: self._error_time(end), default=None)
+        return min(culprits, key=self._error_time, default=None)
+
+    def failed_untold(self) -> bool:
+        """Whether a rank failed before anything told it to stop: what stops the others is then no preemption."""
+        return any(end.failed and not end.told for end in self.ends())
 
     def _error_time(self, end: End) -> float:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(self.error_file(end.rank).read_text())
-            return float(record["message"]["extraInfo"]["timestamp"])
-        return end.time + 1e9  # nothing was recorded: it fell because of others, unless all did
+        """When a rank's process wrote its error; a rank without one fell because of others, unless all did."""
+        path = self.error_file(end.rank)
+        return path.stat().st_mtime if path.exists() else end.time + 1e9
 
     def announce(self, start: dict[str, Any]) -> None:
         """Rank 0 tells the others what this attempt may do."""

@@ -155,6 +155,8 @@ class _Rank:
         """The state is saved: ask for the next start, unless somebody wants the job to end."""
         if cancelled(self.claims, self.task.submission).exists():
             self._end(code, "cancelled")
+        if self.attempt.failed_untold():  # srun ends all ranks of a job when one fails; starting again would not help
+            self._end(code, "stopped, for another rank had failed")
         if self.environment.cluster != "slurm":
             again = self.stopped_by == signal.SIGUSR2
             self._end(_REQUEUE_CODE if again else code, INTERRUPTED if again else "stopped")
@@ -183,7 +185,7 @@ class _Rank:
         return False
 
     def _record(self, code: int, note: str) -> End:
-        return End(self.rank, code, time.time(), socket.gethostname(), note)
+        return End(self.rank, code, time.time(), socket.gethostname(), note, told=self.stopped_by is not None)
 
     def _end(self, code: int, note: str) -> None:
         self.attempt.write(self._record(code, note))
