@@ -22,6 +22,7 @@ from dseq_jepa.errors import INTERRUPTED_CODE, StoppedError, UserError
 
 if TYPE_CHECKING:
     from dseq_jepa.config import Experiment
+    from dseq_jepa.data.settings import StageSettings
     from dseq_jepa.jobs import Job
 
 Entry = TypeVar("Entry")
@@ -679,6 +680,35 @@ def check(
             write_atomically(out, json.dumps(manifest, indent=1) + "\n")
     if problems:
         raise UserError("\n".join(problems))
+
+
+@data.command("stage", epilog="Example: dseq-jepa data stage --config configs/paper.yaml --data imagenet")
+def stage_(
+    config: ConfigFile = None,
+    name: Annotated[str | None, typer.Option("--data", help="An entry of `data`; all unless given.")] = None,
+) -> None:
+    """Copy data sets to this node's own disk (`loading.stage`) ahead of the jobs that read them."""
+    from dseq_jepa.data.staging import staged
+
+    experiment = _experiment(config)
+    _stage_of(experiment, config)
+    for key, entry in _chosen("data", experiment.data, name).items():
+        typer.echo(f"data.{key}: {staged(entry, experiment.loading).root}")
+
+
+@data.command(epilog="Example: dseq-jepa data unstage --config configs/paper.yaml")
+def unstage(config: ConfigFile = None) -> None:
+    """Remove the copies on this node's disk (`loading.stage`) that no process reads."""
+    from dseq_jepa.data.staging import remove_unused
+
+    for copy in remove_unused(_stage_of(_experiment(config), config)):
+        typer.echo(f"{copy}: removed")
+
+
+def _stage_of(experiment: "Experiment", config: Path | None) -> "StageSettings":
+    if experiment.loading.stage is None:
+        raise UserError(f"{config}: loading.stage: names no folder on the nodes' own disks; nothing is staged")
+    return experiment.loading.stage
 
 
 def _chosen(section: str, entries: dict[str, Entry], name: str | None) -> dict[str, Entry]:

@@ -28,7 +28,7 @@ Entry = TypeVar("Entry")
 Settings = TypeVar("Settings", bound=Closed)
 
 _LOOSE = {
-    "loading": {"workers"},
+    "loading": {"workers", "stage"},
     "recipe": {"save_every_minutes"},
     "method": {"label"},
     "architecture": {"label", "recipe"},

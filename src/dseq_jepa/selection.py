@@ -8,6 +8,7 @@ Choosing reads and writes JSON only and imports no torch. Paths in a JSON file a
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,10 @@ def score(job: ScoreJob, checkpoints: list[Path], out: Path) -> Path:
 
     """
     from dseq_jepa.data.decode import DECODER
+    from dseq_jepa.data.staging import stage
     from dseq_jepa.training import distributed
 
-    world = distributed.start(job.compute)
+    world = distributed.start(job.compute, partial(stage, [job.data], job.loading))
     try:
         provenance = Provenance.begin(job.to_json(), job.digest)
         scores = _scores(job, checkpoints, out, world)
@@ -72,9 +74,10 @@ def score(job: ScoreJob, checkpoints: list[Path], out: Path) -> Path:
 
 def _scores(job: ScoreJob, checkpoints: list[Path], out: Path, world: "World") -> Row:
     from dseq_jepa.data.catalog import load_split
+    from dseq_jepa.data.staging import staged
     from dseq_jepa.evaluation.slices import balanced_slices
 
-    split = load_split(job.data, "train")
+    split = load_split(staged(job.data, job.loading), "train")
     protocol = job.selection
     sizes = [round(fraction * len(split)) for fraction in (protocol.query_fraction, protocol.bank_fraction)]
     if sizes[0] < 2 or sizes[1] < protocol.neighbours or sum(sizes) > len(split):

@@ -152,7 +152,11 @@ def test_a_deleted_encoder_is_made_again_with_the_same_numbers(project: Project)
 def test_what_no_result_depends_on_reruns_nothing(changed: Project):
     text = changed.config.read_text()
     changed.config.write_text(
-        replaced(text, ("workers: 0", "workers: 1"), ("log_every: 2", "log_every: 2\n    save_every_minutes: 3.0"))
+        replaced(
+            text,
+            ("workers: 0", "workers: 1, stage: {folder: /scratch/elsewhere}"),
+            ("log_every: 2", "log_every: 2\n    save_every_minutes: 3.0"),
+        )
     )
     rules = changed.folder / "workflow" / "rules" / "select.smk"
     rules.write_text(replaced(rules.read_text(), ("dseq-jepa score --settings", "dseq-jepa  score  --settings")))

@@ -15,6 +15,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from dseq_jepa.cost.count import inference_multiply_adds, multiply_adds, paramet
 from dseq_jepa.cost.settings import CostSettings
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import steps_per_epoch
+from dseq_jepa.data.staging import stage
 from dseq_jepa.data.transforms import normalise
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.report import write_metrics
@@ -66,7 +68,7 @@ def measure(job: CostJob, out: Path) -> None:
 
     """
     ((name, settings),) = job.evaluations.items()
-    with distributed.joined(job.compute) as world:
+    with distributed.joined(job.compute, partial(stage, job.data.values(), job.loading)) as world:
         provenance = Provenance.begin(job.to_json(), job.digest)
         began = time.perf_counter()
         with TemporaryDirectory() as scratch:

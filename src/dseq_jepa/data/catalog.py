@@ -9,6 +9,7 @@ fingerprint of names, sizes, annotation files and sampled content, so that resul
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +192,7 @@ def check(name: str, settings: DatasetSettings, *, full: bool = False) -> dict[s
         raise UserError(_report(name, settings, str(error))) from None
     counts = {part: len(names) for part, names in parts.items()}
     official = {"train": entry.train_images, "val": entry.val_images}
-    files = [name for names in parts.values() for name in names]
-    files += _masks(settings, parts)
-    annotations = [file for file in entry.annotations if (settings.root / file).exists()]
+    files, annotations = _files(settings, parts)
     fingerprint, size = _fingerprint(settings.root, files, annotations, full=full)
     if not full and settings.fingerprint not in (None, fingerprint):
         raise UserError(
@@ -214,6 +213,53 @@ def check(name: str, settings: DatasetSettings, *, full: bool = False) -> dict[s
         "fingerprint": fingerprint,
         "hashed": "everything" if full else f"names, sizes, annotations and a sample of {SAMPLED_FILES} files",
     }
+
+
+def files_of(settings: DatasetSettings) -> list[str]:
+    """Every file of a data set that the package reads, relative to its root.
+
+    Raises:
+        UserError: the layout is not the official one.
+
+    """
+    files, annotations = _files(settings, _read_all(settings)[0])
+    return files + annotations
+
+
+def fingerprint_of(settings: DatasetSettings) -> str:
+    """Identity of a data set's content, the one that `check` writes into the manifest.
+
+    Raises:
+        UserError: the layout is not the official one.
+
+    """
+    return _fingerprint(settings.root, *_files(settings, _read_all(settings)[0]), full=False)[0]
+
+
+def sizes_of(root: Path, names: Sequence[str]) -> list[int]:
+    """Sizes of files in bytes, -1 for one that is not there.
+
+    Several at a time, for a network file system answers slowly but to many at once.
+    """
+    prefix = f"{root}{os.sep}"
+    chunks = [names[start : start + 1000] for start in range(0, len(names), 1000)]
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda chunk: [_size(prefix + name) for name in chunk], chunks)
+        return [size for sizes in found for size in sizes]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _files(settings: DatasetSettings, parts: dict[Part, Names]) -> tuple[list[str], list[str]]:
+    """Pictures and masks; annotation files that are there."""
+    pictures = [name for names in parts.values() for name in names]
+    known = ENTRIES[settings.layout].annotations
+    return pictures + _masks(settings, parts), [file for file in known if (settings.root / file).exists()]
 
 
 def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
@@ -273,7 +319,9 @@ def _fingerprint(root: Path, names: list[str], annotations: list[str], *, full: 
     """A hash that moves when a picture or a label does, and the total size in bytes."""
     names = sorted(names)
     digest = hashlib.sha256()
-    sizes = _sizes(root, names)
+    sizes = sizes_of(root, names)
+    if -1 in sizes:
+        raise UserError(f"{root / names[sizes.index(-1)]}: no such file, though the annotations name it; restore it")
     for name, size in zip(names, sizes, strict=True):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     for name in annotations:
@@ -286,15 +334,6 @@ def _fingerprint(root: Path, names: list[str], annotations: list[str], *, full: 
         for index in range(count):
             _hash_ends(digest, root / names[index * len(names) // count])
     return digest.hexdigest(), sum(sizes)
-
-
-def _sizes(root: Path, names: list[str]) -> list[int]:
-    """File sizes; several at a time, for a network file system answers slowly but to many at once."""
-    prefix = f"{root}{os.sep}"
-    chunks = [names[start : start + 1000] for start in range(0, len(names), 1000)]
-    with ThreadPoolExecutor(16) as pool:
-        sizes_of = pool.map(lambda chunk: [os.stat(prefix + name).st_size for name in chunk], chunks)
-        return [size for sizes in sizes_of for size in sizes]
 
 
 def _hash_whole(digest: "hashlib._Hash", path: Path) -> None:

@@ -43,6 +43,15 @@ class MiniatureSettings(Closed):
     """Classes of the ImageNet layout."""
 
 
+class StageSettings(Closed):
+    """Copies of the data sets on a disk of the node that reads them (docs/cluster.md)."""
+
+    folder: str
+    """Folder on a local disk, such as /scratch/$USER/dseq-jepa; $NAMES are the job's environment variables."""
+    keep_days: float = Field(14.0, ge=0.0)
+    """A copy that no job has used for so long is removed by the next job on its node."""
+
+
 class LoadingSettings(Closed):
     """Reading pictures."""
 
@@ -50,3 +59,5 @@ class LoadingSettings(Closed):
     """Decoding processes per rank; 0: in the training process."""
     on_bad_image: Literal["error", "skip"] = "error"
     """skip: an unreadable file is left out and counted in the metrics."""
+    stage: StageSettings | None = None
+    """Read from a copy on the node's own disk, made once per node; null: from the root itself."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dseq_jepa.data.augment import FinetuneView
 from dseq_jepa.data.catalog import load_split
 from dseq_jepa.data.loaders import Batch, evaluation_batches, evaluation_steps, steps_per_epoch, training_batches
+from dseq_jepa.data.staging import staged
 from dseq_jepa.data.transforms import TestView
 from dseq_jepa.draws import seeded, uniforms
 from dseq_jepa.errors import UserError
@@ -73,7 +74,7 @@ class FinetuneTask:
         ((self.name, settings),) = job.evaluations.items()
         self.settings = settings
         self.world, self.loading, self.seed = world, job.loading, job.model.seed
-        data = job.data[self.settings.data]
+        data = staged(job.data[self.settings.data], job.loading)
         self.train, self.val = load_split(data, "train"), load_split(data, "val")
         self.classes = len(self.train.class_names)
         self.mean = read_card(encoder).mean

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dseq_jepa.data.decode import DECODER
+from dseq_jepa.data.staging import stage
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.epochs import AugmentedPictures, Epochs, KeptFeatures
@@ -56,7 +58,7 @@ def evaluate(job: ProbeJob, encoder: Path, out: Path) -> Path:
         UserError: bad data, an encoder that does not fit its card, or features that no head could use.
 
     """
-    world = distributed.start(job.compute)
+    world = distributed.start(job.compute, partial(stage, job.data.values(), job.loading))
     try:
         return Group(job, encoder, out, world).run()
     finally:

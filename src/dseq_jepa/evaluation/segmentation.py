@@ -25,6 +25,7 @@ from dseq_jepa.data.ade20k import IGNORED
 from dseq_jepa.data.decode import BadImage, decode
 from dseq_jepa.data.loaders import Batch, steps_per_epoch, training_batches
 from dseq_jepa.data.segmentation import SegmentationView, load_masked, shrunk
+from dseq_jepa.data.staging import staged
 from dseq_jepa.draws import uniforms
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import miou, report
@@ -57,7 +58,7 @@ class SegmentationTask:
         ((self.name, settings),) = job.evaluations.items()
         self.settings = settings
         self.world, self.loading, self.seed = world, job.loading, job.model.seed
-        data, card = job.data[settings.data], read_card(encoder)
+        data, card = staged(job.data[settings.data], job.loading), read_card(encoder)
         self.train, self.val = load_masked(data, "train"), load_masked(data, "val")
         if settings.crop_size % card.patch_size:
             raise UserError(

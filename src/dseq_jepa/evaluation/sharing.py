@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dseq_jepa.data.catalog import Split, load_split
 from dseq_jepa.data.layouts import Part
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
+from dseq_jepa.data.staging import staged
 from dseq_jepa.data.transforms import TestView
 from dseq_jepa.evaluation.features import Collected, FrozenEncoder, collect
 from dseq_jepa.evaluation.settings import Features, ProbeSettings
@@ -40,7 +41,7 @@ class SharedFeatures:
         """Pictures and labels of an evaluation."""
         if (name, part) not in self._splits:
             settings = self.evaluations[name]
-            self._splits[name, part] = load_split(self.data[settings.data], part, settings.target)
+            self._splits[name, part] = load_split(staged(self.data[settings.data], self.loading), part, settings.target)
         return self._splits[name, part]
 
     def whole(self, name: str, part: Part) -> Collected:

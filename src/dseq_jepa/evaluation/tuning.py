@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import Batch
+from dseq_jepa.data.staging import stage
 from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.backbone import layer_groups
@@ -94,7 +96,7 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "
         StoppedError: a signal asked to stop; the state is saved.
 
     """
-    with distributed.joined(job.compute) as world:
+    with distributed.joined(job.compute, partial(stage, job.data.values(), job.loading)) as world:
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(job.model.seed)

@@ -17,7 +17,7 @@ from dseq_jepa.jobs import Model, canonical
 from dseq_jepa.methods.settings import MethodSettings
 from dseq_jepa.models.settings import ArchitectureSettings
 
-_LOOSE: Mapping[str, Any] = {"loading": {"workers"}, "architecture": {"recipe"}}
+_LOOSE: Mapping[str, Any] = {"loading": {"workers", "stage"}, "architecture": {"recipe"}}
 """Settings that no picture depends on."""
 
 

@@ -5,15 +5,17 @@ torchrun --nproc-per-node 2 -m dseq_jepa pretrain --config configs/demo.yaml --m
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn import functional as with_gradient
+from torch.distributed.rendezvous import rendezvous
 
 from dseq_jepa.config import ComputeSettings
 from dseq_jepa.errors import UserError
@@ -41,8 +43,15 @@ class World:
         return global_count // self.size
 
 
-def start(compute: ComputeSettings) -> World:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK) and set the threads."""
+def start(compute: ComputeSettings, prepare: Callable[[], object] = lambda: None) -> World:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK) and set the threads.
+
+    Args:
+        compute: device and threads.
+        prepare: what may take hours on one node and seconds on another, such as staging data; run before the group
+            exists, whose time-outs are minutes.
+
+    """
     torch.set_num_threads(compute.threads)
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device is cuda, but torch sees no GPU on this machine; set compute.device: cpu")
@@ -55,8 +64,19 @@ def start(compute: ComputeSettings) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, rank, _ = next(rendezvous("env://"))
+        prepare()
+        _wait_for_all(store, rank, size)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    else:
+        prepare()
     return World(rank=int(os.environ.get("RANK", "0")), size=size, device=device)
+
+
+def _wait_for_all(store: dist.distributed_c10d.Store, rank: int, size: int) -> None:
+    """Return once every rank is prepared, however long that takes; whoever started the ranks ends all when one dies."""
+    store.set(f"prepared/{rank}", "")
+    store.wait([f"prepared/{other}" for other in range(size)], timedelta(days=1))
 
 
 def stop() -> None:
@@ -66,15 +86,14 @@ def stop() -> None:
 
 
 @contextmanager
-def joined(compute: ComputeSettings) -> Iterator[World]:
+def joined(compute: ComputeSettings, prepare: Callable[[], object] = lambda: None) -> Iterator[World]:
     """Be one of the ranks while the block runs.
 
     An error is written to $TORCHELASTIC_ERROR_FILE, where torchrun and `dseq-jepa launch` look for it, before the group
     is left: the other ranks fail because of this one, later, and the first error is the one that a person must see.
     """
-    world = start(compute)
     try:
-        yield world
+        yield start(compute, prepare)
     except Exception as error:
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dseq_jepa.data.catalog import load_split
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import Batch, pretraining_batches, steps_per_epoch
+from dseq_jepa.data.staging import stage, staged
 from dseq_jepa.data.transforms import normalise
 from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.fence import Fence
@@ -61,7 +63,7 @@ def pretrain(job: PretrainJob, out: Path) -> None:
         StoppedError: a signal came; the state is saved.
 
     """
-    with distributed.joined(job.compute) as world:
+    with distributed.joined(job.compute, partial(stage, [job.data], job.loading)) as world:
         run = Run(job, out, world)
         try:
             run.train()
@@ -92,7 +94,7 @@ class Run:
         self.job, self.out, self.world = job, out, world
         self.recipe = job.recipe
         self.provenance = Provenance.begin(job.to_json(), job.digest)
-        self.split = load_split(job.data, "train")
+        self.split = load_split(staged(job.data, job.loading), "train")
         self.epoch_steps = steps_per_epoch(len(self.split), self.recipe.batch_size)
         if not self.epoch_steps:
             raise UserError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dseq_jepa.data.coco import CocoPart, read_coco, require_same_categories
 from dseq_jepa.data.loaders import Batch
+from dseq_jepa.data.staging import staged
 from dseq_jepa.draws import uniforms
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.detection.average_precision import Prediction, encode_masks
@@ -39,7 +40,7 @@ from dseq_jepa.training.distributed import World
 
 def read_parts(job: DetectJob, settings: DetectionSettings) -> tuple[CocoPart, CocoPart]:
     """Both splits of the job's data, checked as `dseq-jepa data check` does."""
-    data = job.data[settings.data]
+    data = staged(job.data[settings.data], job.loading)
     train, val = read_coco(data.root, "train"), read_coco(data.root, "val")
     require_same_categories(train, val)
     return train, val
