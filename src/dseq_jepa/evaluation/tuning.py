@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,7 @@ from dseq_jepa.journal import Journal
 from dseq_jepa.progress import Progress
 from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
+from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import StateStore, restore, training_state
 from dseq_jepa.training.distributed import World
 
@@ -132,9 +134,9 @@ class Tuning:
         self.step, self.seconds = 0, 0.0
         # Since the last log point: sum of losses. In the first epoch: pictures that could not be read.
         self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
-        self._stop_signal: int | None = None
         self._measuring = False
         self.journal = self._resume()
+        self.agreement = Agreement(world, self.step, SAVE_SECONDS)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """AdamW with layer-wise rates."""
@@ -175,7 +177,6 @@ class Tuning:
         self.run.train()
         label = f"{task.name}: training"
         progress = Progress(task.steps, label, start=self.step) if self.journal else None
-        last_saved = time.monotonic()
         for batch in task.batches(self.step):
             self._optimise(batch)
             if progress:
@@ -183,16 +184,13 @@ class Tuning:
             log_point = self.step % self.log_every == 0 or self.step == task.steps
             if log_point:
                 self._log(progress)
-            # Ranks agree on stopping and saving at log points only: asking costs them a wait for one another.
-            ask = log_point or self.world.size == 1
-            stopping = ask and self._any_rank(self._stop_signal is not None)
-            due = ask and self._any_rank(time.monotonic() - last_saved > SAVE_SECONDS)
-            if stopping or due or self.step == task.steps:
+            answer = self.agreement.ask(self.step)
+            if answer.stop or answer.save or self.step == task.steps:
                 self._save()
-                last_saved = time.monotonic()
-            if stopping and self.step < task.steps:
+                self.agreement.saved()
+            if answer.stop and self.step < task.steps:
                 raise StoppedError(
-                    f"stopped by signal {self._stop_signal} after step {self.step} of {task.steps}; the state is "
+                    f"stopped by signal {self.agreement.signal} after step {self.step} of {task.steps}; the state is "
                     "saved, the same command goes on from here."
                 )
         if progress:
@@ -286,8 +284,8 @@ class Tuning:
         once: the training is saved.
         """
 
-        def note(number: int, _frame: object) -> None:
-            self._stop_signal = number
+        def note(number: int, frame: FrameType | None) -> None:
+            self.agreement.note(number, frame)
             if self._measuring:
                 raise StoppedError(
                     f"stopped by signal {number} while measuring; the training is saved, the same command goes on."
@@ -299,9 +297,3 @@ class Tuning:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _any_rank(self, here: bool) -> bool:
-        """Whether it is so on any rank; the same answer on all."""
-        if self.world.size == 1:
-            return here
-        return bool(distributed.all_sum(torch.tensor(int(here), device=self.world.device)))

@@ -114,6 +114,15 @@ def all_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_max(tensor: Tensor) -> Tensor:
+    """Largest of all ranks, element by element; the tensor itself on one rank."""
+    if not dist.is_initialized():
+        return tensor
+    largest = tensor.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def gather_rows(rows_ND: Tensor) -> Tensor:
     """Concatenate equally many rows of every rank in rank order, with gradient to each rank's own rows."""
     if not dist.is_initialized():

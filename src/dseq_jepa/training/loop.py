@@ -37,6 +37,7 @@ from dseq_jepa.methods.jepa import Jepa, Moment, StepOutput
 from dseq_jepa.progress import Progress
 from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
+from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import State, StateStore, random_state, restore, training_state, whole_weights
 from dseq_jepa.training.distributed import World
 from dseq_jepa.training.machine import Machine
@@ -123,7 +124,6 @@ class Run:
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.parts = self.recipe.accumulation
         self.journal = self._resume()
-        self._stop_signal: int | None = None
 
     def _resume(self) -> Journal | None:
         """Load the newest good state on every rank; open the journal where that state left it, on rank 0."""
@@ -185,8 +185,10 @@ class Run:
             if self.journal
             else None
         )
-        self._catch_signals()
-        last_saved, clock = time.monotonic(), _Clock()
+        agreement = Agreement(self.world, self.step, 60 * self.recipe.save_every_minutes)
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, agreement.note)
+        clock = _Clock()
         for batch, waited in _timed(self.batches()):
             output = self.optimise(batch)
             self.step += 1
@@ -200,19 +202,16 @@ class Run:
                 self.interval.check()
                 self._log(output, clock, progress)
                 clock = _Clock()
-            # Ranks agree on stopping and saving at log points only: asking costs them a wait for one another.
-            ask = log_point or self.world.size == 1
-            stopping = ask and self._any_rank(self._stop_signal is not None)
-            due = ask and self._any_rank(time.monotonic() - last_saved > 60 * self.recipe.save_every_minutes)
-            if keep or stopping or due or self.step == self.schedule.steps:
+            answer = agreement.ask(self.step)
+            if keep or answer.stop or answer.save or self.step == self.schedule.steps:
                 self.interval.check()
                 if keep:
                     self._keep(keep)
                 self._save()
-                last_saved = time.monotonic()
-            if stopping:
+                agreement.saved()
+            if answer.stop:
                 raise StoppedError(
-                    f"stopped by signal {self._stop_signal} after step {self.step} of {self.schedule.steps}; the state "
+                    f"stopped by signal {agreement.signal} after step {self.step} of {self.schedule.steps}; the state "
                     "is saved, the same command goes on from here."
                 )
         if progress:
@@ -351,19 +350,6 @@ class Run:
         metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
         with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
             save_file(weights, temporary, metadata)
-
-    def _catch_signals(self) -> None:
-        def note(number: int, _frame: object) -> None:
-            self._stop_signal = number
-
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, note)
-
-    def _any_rank(self, here: bool) -> bool:
-        """Whether it is so on any rank; the same answer on all."""
-        if self.world.size == 1:
-            return here
-        return bool(distributed.all_sum(torch.tensor(int(here), device=self.world.device)))
 
 
 def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
