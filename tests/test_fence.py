@@ -4,6 +4,7 @@ pytest tests/test_fence.py
 """
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.evaluation.resume import Kept, Outcome
 from dseq_jepa.fence import VARIABLE, Claims, Fence
 from dseq_jepa.training.checkpoint import StateStore
 from dseq_jepa.training.distributed import start
@@ -103,6 +105,57 @@ def test_what_a_superseded_process_wants_to_write_is_never_there(
     pretrain(settings, out)
     run.journal.metrics(999, {"loss": 1.0})  # as a process would that wakes up after its successor has begun
     assert_same_run(out, tmp_path / "undisturbed")
+
+
+def test_a_superseded_group_of_probes_keeps_nothing_more(tmp_path: Path) -> None:
+    claims = Claims(tmp_path / "claims")
+    kept = Kept(tmp_path / "state", "digest", Fence(claims.folder, claims.take({}, after=0)))
+    outcome = Outcome({"value": 1.0}, "", 0)
+    kept.keep("cub", outcome)
+    claims.take({}, after=1)
+    before = contents(tmp_path / "state")
+    (tmp_path / "state" / "older digest").mkdir()
+    for write in (
+        lambda: kept.keep("cars", outcome),
+        lambda: kept.save_epochs("cars", {"epoch": 1}),
+        Kept(tmp_path / "state", "digest", Fence(claims.folder, 1)).drop_others,
+    ):
+        with pytest.raises(UserError, match="claim 1 of this process has ended"):
+            write()
+    assert contents(tmp_path / "state") == before
+    assert (tmp_path / "state" / "older digest").exists()
+
+
+LOCKED = """
+import os, sys, time
+from pathlib import Path
+from dseq_jepa.cli import _alone_in
+with _alone_in(Path(sys.argv[1])):
+    print("alone", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_process_that_was_superseded_is_not_waited_for(tmp_path: Path) -> None:
+    """It may hang for ever on a node that Slurm thinks dead; one with the same claim, or with none, is waited for."""
+
+    def locked(claim: str, seconds: float) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", LOCKED, str(tmp_path / "out"), str(seconds)]
+        environment = {**os.environ, VARIABLE: claim}
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    old = locked("/claims:1", 60)
+    try:
+        assert old.stdout.readline() == "alone\n"
+        assert locked("/claims:2", 0).communicate(timeout=30) == ("alone\n", "")
+        for claim in ("/claims:1", "/other:2", ""):
+            waiting = locked(claim, 0)
+            assert "waiting for it to end" in waiting.stderr.readline()
+            waiting.kill()
+            waiting.communicate()
+    finally:
+        old.kill()
+        old.communicate()
 
 
 def test_the_states_of_two_owners_never_have_the_same_name(tmp_path: Path) -> None:

@@ -68,18 +68,28 @@ def _alone_in(out: Path) -> Iterator[None]:
     """Wait until no other process works in a folder.
 
     A job outlives a workflow that is killed; the next workflow's job then waits for it and finds its work done. The
-    kernel drops the lock with the process. Ranks other than the first write nothing and need no lock.
+    kernel drops the lock with the process. Ranks other than the first write nothing and need no lock. A process that
+    `dseq-jepa launch` superseded may hang for ever, and its fence lets it write nothing: it is not waited for.
     """
+    from dseq_jepa.fence import VARIABLE, Fence
+
     if os.environ.get("RANK", "0") != "0":
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with (out / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
+            if Fence.from_environment().outranks(file.read()):
+                yield
+                return
             typer.echo(f"{out}: another process works in this folder; waiting for it to end.", err=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(os.environ.get(VARIABLE, ""))
+        file.flush()
         yield
 
 

@@ -113,6 +113,11 @@ class Fence:
         """For the processes that share the right."""
         return {VARIABLE: f"{self.folder}:{self.token}"}
 
+    def outranks(self, other: str) -> bool:
+        """Whether another process's right, as its `environment` has it, ended when this one began."""
+        folder, _, token = other.rpartition(":")
+        return bool(folder) and folder == str(self.folder) and int(token) < self.token
+
     @property
     def holds(self) -> bool:
         """Whether this process may write."""

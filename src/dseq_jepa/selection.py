@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.fence import Fence
 from dseq_jepa.files import write_atomically
 from dseq_jepa.jobs import ScoreJob
 from dseq_jepa.provenance import Provenance
@@ -65,6 +66,7 @@ def score(job: ScoreJob, checkpoints: list[Path], out: Path) -> Path:
         provenance = Provenance.begin(job.to_json(), job.digest)
         scores = _scores(job, checkpoints, out, world)
         if world.is_main:
+            Fence.from_environment().check()
             write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
             provenance.finish(out, data={"pretraining": job.data.fingerprint}, decoder=DECODER)
         return out / "scores.json"

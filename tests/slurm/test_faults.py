@@ -169,7 +169,7 @@ def test_the_controller_is_restarted(launched: Launched, undisturbed: Path, stat
 def test_a_node_dies_and_what_still_runs_there_can_write_nothing(
     launched: Launched, undisturbed: Path, state: Path
 ) -> None:
-    """The node's daemon is killed, its step goes on: Slurm starts the job elsewhere while the old one still trains."""
+    """The node's daemon is killed, its step hangs: Slurm starts the job elsewhere, and the old one wakes up later."""
     launched.start().trained(20)
     node = slurm("squeue", "-h", "-j", launched.job(), "-o", "%N")
     (old,) = launched.processes()
@@ -177,6 +177,7 @@ def test_a_node_dies_and_what_still_runs_there_can_write_nothing(
     os.kill(int((state / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
     try:
         until(lambda: len(launched.starts()) == 2, "the start on another node")
+        launched.trained(launched.steps() + 20)
         os.kill(old, signal.SIGCONT)
         status, said = launched.end()
     finally:

@@ -1,4 +1,4 @@
-"""A signal is heard within about a second on all ranks, however long a step takes, and asking is rare where steps are fast.
+"""A signal is heard within about a second on all ranks, however long a step takes; fast steps are rarely asked about.
 
 pytest tests/training/test_agreement.py
 """

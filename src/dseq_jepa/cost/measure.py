@@ -31,6 +31,7 @@ from dseq_jepa.data.staging import stage
 from dseq_jepa.data.transforms import normalise
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.report import write_metrics
+from dseq_jepa.fence import Fence
 from dseq_jepa.jobs import CostJob, PretrainJob
 from dseq_jepa.models.vit import patch_pixels
 from dseq_jepa.provenance import Provenance
@@ -80,6 +81,7 @@ def measure(job: CostJob, out: Path) -> None:
             result = _result(job, steps, images=len(run.split), classes=len(run.split.class_names), ranks=world.size)
             result["seconds"] = round(time.perf_counter() - began, 1)
             provenance.finish(out, data={settings.data: job.data[settings.data].fingerprint}, decoder=DECODER)
+            Fence.from_environment().check()
             write_metrics(out, job, {name: result})
 
 

@@ -32,6 +32,8 @@ from dseq_jepa.evaluation.resume import Kept, Outcome, digest
 from dseq_jepa.evaluation.settings import ProbeSettings
 from dseq_jepa.evaluation.sharing import SharedFeatures
 from dseq_jepa.evaluation.slices import stratified_holdout
+from dseq_jepa.fence import Fence
+from dseq_jepa.files import leave_behind
 from dseq_jepa.jobs import ProbeJob
 from dseq_jepa.journal import Journal
 from dseq_jepa.progress import Progress
@@ -94,7 +96,8 @@ class Group:
         self.job, self.out, self.world = job, out, world
         self.provenance = Provenance.begin(job.to_json(), job.digest)
         self.encoder = FrozenEncoder.load(encoder, world.device)
-        self.kept = Kept(out / "state", digest(job, encoder))
+        self.fence = Fence.from_environment()
+        self.kept = Kept(out / "state", digest(job, encoder), self.fence)
         self.names = sorted(job.evaluations)  # a job that came as JSON has its keys sorted: the same order for all
         self.outcomes = {name: kept for name in self.names if (kept := self.kept.outcome(name)) is not None}
         waiting = {name: job.evaluations[name] for name in self.names if name not in self.outcomes}
@@ -107,6 +110,7 @@ class Group:
         self.kept.drop_others()
         positions = [outcome.journal for outcome in self.outcomes.values()]
         positions += [state["journal"] for state in self.begun.values()]
+        leave_behind(self.out / "journal.jsonl")
         journal = Journal.resume(self.out / "journal.jsonl", max(positions, default=0))
         steps = max(settings.epochs for settings in self.job.evaluations.values())
         journal.start(run_tags("evaluate", self.job) | {"group": self.job.group}, steps=steps)
@@ -121,6 +125,7 @@ class Group:
                 self.outcomes[name] = self._measure(name)
                 self.shared.release(name)
         if self.journal is not None:
+            self.fence.check()
             ordered = {name: self.outcomes[name] for name in self.names}
             report.write_records(self.out, [outcome.records for outcome in ordered.values()])
             fingerprints = {name: settings.fingerprint for name, settings in self.job.data.items()}

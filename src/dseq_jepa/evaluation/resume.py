@@ -1,6 +1,6 @@
 """What a group of evaluations has finished, kept under out/state until the same job ends: a kill costs minutes.
 
-    kept = Kept(out / "state", digest)
+    kept = Kept(out / "state", digest, fence)
     kept.outcome("cub")        # None, or what an earlier process measured
     kept.epochs("cub")         # None, or the heads after the last saved epoch
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from dseq_jepa.fence import Fence
 from dseq_jepa.files import file_sha256, write_atomically
 from dseq_jepa.jobs import EvaluateJob, canonical
 from dseq_jepa.provenance import PACKAGE
@@ -47,14 +48,15 @@ def _source() -> str:
 
 
 class Kept:
-    """Results and states of one digest; those of other digests are dropped."""
+    """Results and states of one digest; those of other digests are dropped. A superseded process writes none."""
 
-    def __init__(self, root: Path, digest: str) -> None:
-        self.folder = root / digest
+    def __init__(self, root: Path, digest: str, fence: Fence) -> None:
+        self.folder, self._fence = root / digest, fence
         self._others = [path for path in root.glob("*") if path != self.folder] if root.exists() else []
 
     def drop_others(self) -> None:
         """Delete what another digest left. One rank does this."""
+        self._fence.check()
         for path in self._others:
             shutil.rmtree(path)
 
@@ -65,6 +67,7 @@ class Kept:
 
     def keep(self, evaluation: str, outcome: Outcome) -> None:
         """Store a finished evaluation and forget its epochs."""
+        self._fence.check()
         write_atomically(self.folder / f"{evaluation}.json", json.dumps(asdict(outcome)))
         (self.folder / f"{evaluation}.pt").unlink(missing_ok=True)
 
@@ -77,4 +80,5 @@ class Kept:
         """Replace it."""
         buffer = io.BytesIO()  # torch hides the cause of a failed write to a file
         torch.save(state, buffer)
+        self._fence.check()
         write_atomically(self.folder / f"{evaluation}.pt", buffer.getvalue())
