@@ -22,8 +22,9 @@ import pytest
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import Journal, encode, read
 from dseq_jepa.live import LiveMirror
+from dseq_jepa.sources import sources
 from dseq_jepa.thinning import MAX_POINTS, stride_of
-from dseq_jepa.tracked import sources
+from dseq_jepa.tracked import read_run
 from dseq_jepa.tracking import sync
 
 MODEL = "dseq-jepa/vit-b/seed0"
@@ -129,7 +130,7 @@ def journal_points(folder: Path) -> dict[str, list[tuple[int, int, float]]]:
 def assert_mirrored(results: Path, experiment: str = "demo", uri: str | None = None) -> None:
     """Every journal's points are in the store exactly once, with the journal's times."""
     runs = stored(results, experiment, uri)
-    folders = {source.read().name: source.folders[0] for source in sources(results) if source.step == "pretrain"}
+    folders = {read_run(source).name: source.folders[0] for source in sources(results) if source.step == "pretrain"}
     assert folders
     for name, folder in folders.items():
         held = {metric: sorted(points) for metric, points in runs[name].histories.items()}
@@ -187,7 +188,7 @@ def test_a_result_that_the_journal_holds_too_is_one_point(results: Path) -> None
         journal.start(TAGS | {"step": "evaluate", "group": "fine-grained"})
         journal.metrics(28, {"cub/top1": 71.25})
     os.utime(folder / "metrics.json")
-    run = next(source.read() for source in sources(results) if source.step == "evaluate")
+    run = next(read_run(source) for source in sources(results) if source.step == "evaluate")
     assert [(point.name, point.step) for point in run.points] == [("cub/top1", 28), ("cub/skipped_images", 0)]
     assert (run.status, run.place) == ("FINISHED", f"evaluate/fine-grained/{MODEL}")
 
@@ -323,13 +324,13 @@ def test_the_stride_leaves_at_most_10000_points(interval: int, last: int) -> Non
 def test_long_curves_are_thinned_at_a_fixed_stride_with_the_last_point(results: Path) -> None:
     folder = pretrain(results, steps=25_007, every=1)
     (source,) = sources(results)
-    steps = [point.step for point in source.read().points if point.name == "loss"]
+    steps = [point.step for point in read_run(source).points if point.name == "loss"]
     assert steps[-1] == 25_007
     assert {after - before for before, after in itertools.pairwise(steps[:-1])} == {4}
     assert len(steps) == 25_007 // 4 + 2
     half = (folder / "journal.jsonl").read_text().splitlines(keepends=True)[:9_000]
     (folder / "journal.jsonl").write_text("".join(half))
-    early = [point.step for point in source.read().points if point.name == "loss"]
+    early = [point.step for point in read_run(source).points if point.name == "loss"]
     assert early == steps[: len(early)]
 
 
@@ -338,7 +339,7 @@ def test_a_rare_metric_keeps_all_its_points(results: Path) -> None:
     with (folder / "journal.jsonl").open("a") as file:
         file.write(encode({"t": 9.0, "kind": "metrics", "step": 40_000, "values": {"often": 1.0}}) + "\n")
     (source,) = sources(results)
-    assert [p.step for p in source.read().points if p.name == "loss"] == [10_000, 20_000, 30_000, 40_000]
+    assert [p.step for p in read_run(source).points if p.name == "loss"] == [10_000, 20_000, 30_000, 40_000]
 
 
 def test_nothing_to_mirror_is_said(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from typing import Self
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.masking import masked
+from dseq_jepa.sources import Source, source_of
 from dseq_jepa.stores import answering, is_server
-from dseq_jepa.tracked import Source, source_of
 from dseq_jepa.tracking import Mirrored, Store, alone
 
 _PERIOD_SECONDS = 10.0

@@ -25,9 +25,10 @@ from dseq_jepa.errors import UserError
 from dseq_jepa.files import write_atomically, write_error
 from dseq_jepa.masking import masked
 from dseq_jepa.registry import Links, log_datasets, register, set_aliases
+from dseq_jepa.sources import JOURNAL, Source, sources
 from dseq_jepa.stores import answering, check_place, is_server, make_tables, open_experiment, store_uri
 from dseq_jepa.thinning import Point
-from dseq_jepa.tracked import JOURNAL, Run, Source, sources
+from dseq_jepa.tracked import Run, read_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,7 +132,7 @@ class Store:
             if (tags[_PLACE], tags.get(_MARK), tags.get(_PARENT)) == (source.place, mark, parent):
                 self.ids[source.place] = stored.info.run_id
                 return Mirrored(int(tags[_POINTS]), new_run=False, new_points=0)
-        return self._agree(source.read(), mark, parent)
+        return self._agree(read_run(source), mark, parent)
 
     def link(self) -> None:
         """What concerns several runs: descriptions that lead from one to the other, and the registry's aliases."""
