@@ -3,7 +3,6 @@
 pytest tests/test_aliases.py
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
