@@ -6,6 +6,7 @@ with answering(uri):                 # MLflow's errors become UserError, without
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_REFUSED = re.compile(r"error code 40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED")  # run ids may hold 401 too
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -59,7 +61,7 @@ def _sentence(uri: str, message: str) -> str:
         )
     if "Can't locate revision" in message:
         return f"{where} was made by a newer MLflow; install that version or choose another store."
-    if "401" in short or "403" in short or "UNAUTHENTICATED" in short or "PERMISSION_DENIED" in short:
+    if _REFUSED.search(short):
         return (
             f"{where} refuses: {short}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Nothing is lost: "
             "the journals hold everything; run `dseq-jepa sync` again."
