@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.lock import locked
 from dseq_jepa.masking import masked
 
 if TYPE_CHECKING:
@@ -97,10 +98,13 @@ def make_tables(uri: str) -> None:
     if not uri.startswith("sqlite:///") or path.exists():
         return
     partial = path.with_name(f".{path.name}.partial")
-    for left in (partial, partial.with_name(f"{partial.name}-journal")):
-        left.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-    os.replace(partial, path)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}: another process is making this MLflow store"):
+        if path.exists():  # another workflow made it meanwhile
+            return
+        for left in (partial, partial.with_name(f"{partial.name}-journal")):
+            left.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        os.replace(partial, path)
 
 
 def open_experiment(client: "MlflowClient", name: str, artefacts: Path | None) -> str:

@@ -10,19 +10,18 @@ after the live mirror had sent them) is deleted in MLflow and mirrored anew, for
 set last, says that a run is complete for these files; such a run costs nothing.
 """
 
-import fcntl
 import hashlib
 import json
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dseq_jepa.bulk import log_points
 from dseq_jepa.errors import UserError
-from dseq_jepa.files import write_atomically, write_error
+from dseq_jepa.files import write_atomically
+from dseq_jepa.lock import locked
 from dseq_jepa.masking import masked
 from dseq_jepa.registry import Links, log_datasets, register, set_aliases
 from dseq_jepa.sources import JOURNAL, Source, sources
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 _KEY, _PLACE, _MARK, _POINTS, _FILES = (f"dseq_jepa.{name}" for name in ("key", "place", "mark", "points", "files"))
 _PARENT = "mlflow.parentRunId"
 _PARAMS_PER_CALL = 100
-_LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -248,37 +246,13 @@ class Store:
             self.client.set_terminated(stored.info.run_id, run.status, run.end_ms)
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[None]:
     """Hold a folder's mirror lock: two processes that find the same point missing would both log it.
-
-    The kernel drops the lock with the process.
 
     Raises:
         UserError: when another process holds it for a minute.
     """
-    path = folder / ".mirror.lock"
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise write_error(path, error) from error
-    with file:
-        until = time.monotonic() + _LOCK_SECONDS
-        while not _locked(file.fileno()):
-            if time.monotonic() > until:
-                raise UserError(
-                    f"{folder}: another process is mirroring this folder to MLflow; try again when it ends."
-                )
-            time.sleep(0.05)
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locked(folder / ".mirror.lock", f"{folder}: another process is mirroring this folder to MLflow")
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["StoredRun"]:
