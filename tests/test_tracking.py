@@ -84,6 +84,33 @@ def test_parameters_metrics_and_artefacts(results: Path) -> None:
     assert json.loads(artefacts["metrics.json"].read_text())["evaluations"]["cub"]["value"] == 71.25
 
 
+def test_no_credentials_reach_the_store(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even those of a log, which other programs write to, or of a journal that was edited."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct horse")
+    address = "https://me:hunter2@host"
+    folder = pretrain(results)
+    lines = [
+        {"t": 1.0, "kind": "run", "tags": TAGS | {"uri": address}, "steps": 1},
+        {"t": 1.0, "kind": "params", "values": JOB | {"uri": address, "said": "correct horse"}},
+        {"t": 2.0, "kind": "event", "name": "failed", "text": f"{address} refuses correct horse"},
+    ]
+    (folder / "journal.jsonl").write_text("".join(encode(line) + "\n" for line in lines))
+    log = results / "logs" / "pretrain" / f"{MODEL}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"Traceback: {address} refuses correct horse\n")
+    failed = {"t": 2.0, "kind": "event", "name": "job_failed", "rule": "x", "logs": {"log": f"at {address}"}}
+    invocation = results / "workflow" / "20260101T100000-7" / "journal.jsonl"
+    invocation.parent.mkdir(parents=True)
+    begun = {"t": 1.0, "kind": "run", "tags": {"step": "workflow", "command": f"snakemake {address}"}}
+    invocation.write_text("".join(encode(line) + "\n" for line in (begun, failed)))
+    sync(results, "demo")
+    assert stored(results)[NAME].data.params["uri"] == "https://***@host"
+    written = [path for path in [results / "mlflow.db", *results.glob("mlartifacts/**/*")] if path.is_file()]
+    assert {path.name for path in written} == {"mlflow.db", "config.json", log.name, "journal.jsonl"}
+    held = [path for path in written if b"hunter2" in path.read_bytes() or b"correct horse" in path.read_bytes()]
+    assert [path.name for path in held] == []
+
+
 def test_a_result_that_the_journal_holds_too_is_one_point(results: Path) -> None:
     evaluated(results)
     folder = results / "evaluate" / "fine-grained" / MODEL

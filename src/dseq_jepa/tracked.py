@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import read
-from dseq_jepa.masking import masked
+from dseq_jepa.masking import masked, masked_values
 from dseq_jepa.sources import ENCODER, JOURNAL, RESULTS, Source, shown
 from dseq_jepa.thinning import Point, allowed, named, thinned
 
@@ -113,7 +113,7 @@ def _job(source: Source) -> Run:
         tags=tags | {"state": status.lower()},
         params=_flat(job),
         points=[*curves, *(point for point in _results(files, end_ms) if point.name not in journalled)],
-        config=job or None,
+        config=masked_values(job) or None,
         artefacts=[
             *((path, _folder(path, source)) for path in paths if path.name != JOURNAL),
             *((log, "logs") for log in source.logs),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _KEY, _PLACE, _MARK, _POINTS, _FILES = (f"dseq_jepa.{name}" for name in ("key", "place", "mark", "points", "files"))
 _PARENT = "mlflow.parentRunId"
 _PARAMS_PER_CALL = 100
+_SPOKEN = (".log", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,17 @@ class Store:
         if run.config:
             self.client.log_text(run_id, json.dumps(run.config, indent=1) + "\n", "config.json")
         for path, folder in run.artefacts:
-            self.client.log_artifact(run_id, str(path), folder)
+            self._log_file(run_id, path, folder)
         return files
+
+    def _log_file(self, run_id: str, path: Path, folder: str | None) -> None:
+        """Upload a file; one that other programs wrote to as well may hold what nobody shall see."""
+        if path.suffix in _SPOKEN:
+            said = path.read_text(errors="replace")
+            if (shown := masked(said)) != said:
+                self.client.log_text(run_id, shown, f"{folder}/{path.name}" if folder else path.name)
+                return
+        self.client.log_artifact(run_id, str(path), folder)
 
     def _set_tags(self, stored: "StoredRun", run: Run, marks: dict[str, str]) -> None:
         """All tags in one call, so that the mark is never set without what it stands for."""
