@@ -174,10 +174,10 @@ def test_the_mirror_goes_on_when_its_server_was_started_again(
 
 
 @pytest.mark.slow
-def test_what_a_frozen_server_carries_out_late_is_there_once(
+def test_a_frozen_server_gets_what_it_missed_when_it_wakes_up(
     results: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is frozen before it knows the run, and again in the middle; each time it wakes up to unanswered requests."""
+    """It is frozen before it knows the run, and again in the middle."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     folder = results / "pretrain" / MODEL
@@ -287,6 +287,35 @@ def test_a_server_that_does_not_exist_is_said_and_the_job_goes_on(
     assert "does not answer" in said
     assert "secret" not in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("call", ["create_experiment", "create_run", "log_batch"])
+def test_a_request_that_was_carried_out_without_an_answer_is_not_made_twice(
+    results: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    shutil.copy(empty_store, results / "mlflow.db")
+    uri = f"sqlite:///{results}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    real, unanswered = getattr(MlflowClient, call), [True]
+
+    def late(*arguments: object, **named: object) -> object:
+        answer = real(*arguments, **named)
+        if unanswered:
+            unanswered.pop()
+            raise MlflowException("timed out")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, call, late)
+    folder = results / "pretrain" / MODEL
+    mirror = Mirror(folder, "late")
+    with journal_of(folder) as journal:
+        assert mirror.once() == PAUSE_SECONDS
+        journal.metrics(2, {"loss": 0.5})
+        assert mirror.once() < PAUSE_SECONDS
+    assert_mirrored(results, "late", uri=uri)
 
 
 def test_a_slow_server_is_not_asked_less_often(
