@@ -20,3 +20,13 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("micro")
     measure(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with MLflow's tables, made once: the migrations take seconds."""
+    from dseq_jepa.tracking import sync
+
+    results = tmp_path_factory.mktemp("empty")
+    sync(results, "other", uri=f"sqlite:///{results}/mlflow.db")
+    return results / "mlflow.db"

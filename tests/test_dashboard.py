@@ -56,6 +56,9 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     [
         (None, 0, r"could delete every run; set DSEQ_DASHBOARD_PASSWORD, or give --password-file"),
         ("short", 0, "DSEQ_DASHBOARD_PASSWORD: the password has fewer than 12 characters"),
+        ("long enough to be one", 0o640, "others can read this password; run `chmod 600"),
+        ("long enough to be one", 0o604, "others can read this password; run `chmod 600"),
+        ("long enough to be one", 0o620, "others can read this password; run `chmod 600"),
         ("long enough to be one", 0o644, "others can read this password; run `chmod 600"),
         ("short", 0o600, "secret: the password has fewer than 12 characters"),
     ],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import Journal, read
+from dseq_jepa.masking import masked
 
 
 @pytest.fixture
@@ -178,6 +179,21 @@ def test_secrets_are_masked_and_numbers_are_not(path: Path, monkeypatch: pytest.
     params, metrics = read(path)
     assert params["values"] == {"server": "https://***@host/x", "epochs": 1111, "list": ["sql://***@h/db", "***"]}
     assert (metrics["step"], metrics["values"]) == (1111, {"loss": 1111})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hunter2@host/x?a=b@c", "http://***@host/x?a=b@c"),
+        ("http://me:hunt@r2@host", "http://***@host"),
+        ("http://me:hunt'r2@host", "http://***@host"),
+        ("tried http://me:hunter2@a/x, then http://b:hunter2@c", "tried http://***@a/x, then http://***@c"),
+        ('{"uri":"http://host","mail":"me@host"}', '{"uri":"http://host","mail":"me@host"}'),
+        ("http://host/folder/me@v1 you@there", "http://host/folder/me@v1 you@there"),
+    ],
+)
+def test_a_uri_shows_nobody_who_logs_in(text: str, shown: str) -> None:
+    assert masked(text) == shown
 
 
 def test_importing_it_is_light() -> None:

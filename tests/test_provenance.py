@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -170,4 +171,5 @@ def test_tags_name_the_run() -> None:
     tags = run_tags("pretrain", job)
     assert tags["step"] == "pretrain"
     assert (tags["method"], tags["architecture"], tags["seed"]) == ("dseq-jepa", "tiny", "3")
+    assert (tags["host"], tags["device"]) == (socket.gethostname(), "cpu")
     assert (tags["config_digest"], tags["code_version"]) == (job.digest, code_version())

@@ -109,6 +109,15 @@ def test_descriptions_lead_up_and_down(client: Any) -> None:
     assert f"cub/top1 {top1:.2f}" in experiment.tags["mlflow.note.content"]
 
 
+def test_a_pre_training_has_the_curves_that_people_look_for(client: Any) -> None:
+    wanted = {
+        "loss", "loss_group_1", "learning_rate", "weight_decay", "ema_momentum", "curriculum_p",
+        "target_effective_rank", "regions_per_image", "images_per_second", "data_wait",
+        "system/cpu_utilization_percentage",
+    }  # fmt: skip
+    assert wanted <= runs(client)[PRETRAIN].data.metrics.keys()
+
+
 def test_invocations_of_the_workflow_are_runs(client: Any) -> None:
     found = runs(client)
     failed, killed = found["workflow 20260102T100000"], found["workflow 20260101T100000"]

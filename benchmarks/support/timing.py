@@ -42,9 +42,9 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
-def verdict(name: str, value: float, bound: float, *, at_most: bool = False) -> bool:
+def verdict(name: str, value: float, bound: float, *, at_most: bool = False, digits: int = 2) -> bool:
     """Print a measured ratio beside its claim; whether the claim holds."""
     holds = value <= bound if at_most else value >= bound
     sign = "<=" if at_most else ">="
-    print(f"  {name}: {value:.2f} (claim: {sign} {bound}) {'holds' if holds else 'FAILS'}")
+    print(f"  {name}: {value:.{digits}f} (claim: {sign} {bound}) {'holds' if holds else 'FAILS'}")
     return holds

@@ -10,6 +10,7 @@ when the server is down or frozen (its defaults block for minutes) happens elsew
 about 3 ms; the mirror reads the same file that `dseq-jepa sync` reads, so losing it loses nothing.
 """
 
+import importlib
 import os
 import signal
 import subprocess
@@ -22,13 +23,13 @@ from typing import Self
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.masking import masked
+from dseq_jepa.sources import Source, source_of
 from dseq_jepa.stores import answering, is_server
-from dseq_jepa.tracked import Source, source_of
 from dseq_jepa.tracking import Mirrored, Store, alone
 
-_PERIOD_SECONDS = 10.0
+PERIOD_SECONDS = 10.0
 _IDLE_SHARE = 20.0  # a long journal is read less often: at most a twentieth of a core
-_PAUSE_SECONDS = 60.0  # after an error
+PAUSE_SECONDS = 60.0  # after an error
 _PATIENCE_SECONDS = 4.0  # of a job that ends
 
 
@@ -82,7 +83,7 @@ def follow(folder: Path, experiment: str, parent: int) -> None:
 
     signal.signal(signal.SIGTERM, end)
     os.nice(10)
-    mirror = _Mirror(folder, experiment)
+    mirror = Mirror(folder, experiment)
     last = False
     while not last:
         last = stop.is_set() or os.getppid() != parent  # a killed job leaves its children to somebody else
@@ -92,7 +93,7 @@ def follow(folder: Path, experiment: str, parent: int) -> None:
             pass
 
 
-class _Mirror:
+class Mirror:
     """One journal's way to the server; errors are told once, until it works again."""
 
     def __init__(self, folder: Path, experiment: str) -> None:
@@ -100,10 +101,11 @@ class _Mirror:
         self._uri = os.environ["MLFLOW_TRACKING_URI"]
         self._store: Store | None = None
         self._told = False
+        importlib.import_module("mlflow")  # takes seconds, which are no part of a journal's price
 
     def once(self) -> float:
         """Mirror what is there; returns the seconds until the next time."""
-        began = time.monotonic()
+        began = time.process_time()  # waiting for a slow server costs nobody a core
         try:
             source = source_of(self._folder)
             if source is not None:
@@ -113,11 +115,11 @@ class _Mirror:
             if not self._told:
                 sys.stderr.write(f"tracking: {masked(str(error))}\n")
                 self._told = True
-            return _PAUSE_SECONDS
+            return PAUSE_SECONDS
         if self._told:
             sys.stderr.write("tracking: the live mirror works again.\n")
             self._told = False
-        return max(_PERIOD_SECONDS, _IDLE_SHARE * (time.monotonic() - began))
+        return max(PERIOD_SECONDS, _IDLE_SHARE * (time.process_time() - began))
 
     def _mirror(self, source: Source) -> Mirrored:
         with alone(self._folder), answering(self._uri):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_IN_URI = re.compile(r"(?<=://)[^\s/@\"']+(?=@)")
+_IN_URI = re.compile(r"(?<=://)[^\s/\"]+(?=@)")  # to the last @, for a password may hold one
 _SHORTEST = 4  # a shorter one would be found in every other word, and hides nothing
 _SECRETS = (
     "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_AUTH_ADMIN_PASSWORD", "DSEQ_DASHBOARD_PASSWORD",

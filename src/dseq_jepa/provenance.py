@@ -110,6 +110,7 @@ def run_tags(step: str, job: "Job") -> dict[str, str]:
         "config_digest": job.digest,
         "code_version": code_version(),
         "host": socket.gethostname(),
+        "device": _device(job.compute.device),
         **scheduler_tags(),
     }
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import ends
 from dseq_jepa.progress import duration
-from dseq_jepa.tracked import JOURNAL, RESULTS, job_folders
+from dseq_jepa.sources import JOURNAL, RESULTS, job_folders
 
 WATCH_SECONDS = 2.0
 _SILENT_SECONDS = 300.0

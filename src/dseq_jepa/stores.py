@@ -6,6 +6,7 @@ with answering(uri):                 # MLflow's errors become UserError, without
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.lock import locked
 from dseq_jepa.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_REFUSED = re.compile(r"error code 40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED")  # run ids may hold 401 too
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -59,7 +62,7 @@ def _sentence(uri: str, message: str) -> str:
         )
     if "Can't locate revision" in message:
         return f"{where} was made by a newer MLflow; install that version or choose another store."
-    if "401" in short or "403" in short or "UNAUTHENTICATED" in short or "PERMISSION_DENIED" in short:
+    if _REFUSED.search(short):
         return (
             f"{where} refuses: {short}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Nothing is lost: "
             "the journals hold everything; run `dseq-jepa sync` again."
@@ -95,10 +98,13 @@ def make_tables(uri: str) -> None:
     if not uri.startswith("sqlite:///") or path.exists():
         return
     partial = path.with_name(f".{path.name}.partial")
-    for left in (partial, partial.with_name(f"{partial.name}-journal")):
-        left.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-    os.replace(partial, path)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}: another process is making this MLflow store"):
+        if path.exists():  # another workflow made it meanwhile
+            return
+        for left in (partial, partial.with_name(f"{partial.name}-journal")):
+            left.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        os.replace(partial, path)
 
 
 def open_experiment(client: "MlflowClient", name: str, artefacts: Path | None) -> str:

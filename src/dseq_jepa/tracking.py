@@ -10,24 +10,24 @@ after the live mirror had sent them) is deleted in MLflow and mirrored anew, for
 set last, says that a run is complete for these files; such a run costs nothing.
 """
 
-import fcntl
 import hashlib
 import json
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dseq_jepa.bulk import log_points
 from dseq_jepa.errors import UserError
-from dseq_jepa.files import write_atomically, write_error
+from dseq_jepa.files import write_atomically
+from dseq_jepa.lock import locked
 from dseq_jepa.masking import masked
 from dseq_jepa.registry import Links, log_datasets, register, set_aliases
+from dseq_jepa.sources import JOURNAL, Source, sources
 from dseq_jepa.stores import answering, check_place, is_server, make_tables, open_experiment, store_uri
 from dseq_jepa.thinning import Point
-from dseq_jepa.tracked import JOURNAL, Run, Source, sources
+from dseq_jepa.tracked import Run, read_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _KEY, _PLACE, _MARK, _POINTS, _FILES = (f"dseq_jepa.{name}" for name in ("key", "place", "mark", "points", "files"))
 _PARENT = "mlflow.parentRunId"
 _PARAMS_PER_CALL = 100
-_LOCK_SECONDS = 60.0
+_SPOKEN = (".log", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Store:
             if (tags[_PLACE], tags.get(_MARK), tags.get(_PARENT)) == (source.place, mark, parent):
                 self.ids[source.place] = stored.info.run_id
                 return Mirrored(int(tags[_POINTS]), new_run=False, new_points=0)
-        return self._agree(source.read(), mark, parent)
+        return self._agree(read_run(source), mark, parent)
 
     def link(self) -> None:
         """What concerns several runs: descriptions that lead from one to the other, and the registry's aliases."""
@@ -227,8 +227,17 @@ class Store:
         if run.config:
             self.client.log_text(run_id, json.dumps(run.config, indent=1) + "\n", "config.json")
         for path, folder in run.artefacts:
-            self.client.log_artifact(run_id, str(path), folder)
+            self._log_file(run_id, path, folder)
         return files
+
+    def _log_file(self, run_id: str, path: Path, folder: str | None) -> None:
+        """Upload a file; one that other programs wrote to as well may hold what nobody shall see."""
+        if path.suffix in _SPOKEN:
+            said = path.read_text(errors="replace")
+            if (shown := masked(said)) != said:
+                self.client.log_text(run_id, shown, f"{folder}/{path.name}" if folder else path.name)
+                return
+        self.client.log_artifact(run_id, str(path), folder)
 
     def _set_tags(self, stored: "StoredRun", run: Run, marks: dict[str, str]) -> None:
         """All tags in one call, so that the mark is never set without what it stands for."""
@@ -247,37 +256,13 @@ class Store:
             self.client.set_terminated(stored.info.run_id, run.status, run.end_ms)
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[None]:
     """Hold a folder's mirror lock: two processes that find the same point missing would both log it.
-
-    The kernel drops the lock with the process.
 
     Raises:
         UserError: when another process holds it for a minute.
     """
-    path = folder / ".mirror.lock"
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise write_error(path, error) from error
-    with file:
-        until = time.monotonic() + _LOCK_SECONDS
-        while not _locked(file.fileno()):
-            if time.monotonic() > until:
-                raise UserError(
-                    f"{folder}: another process is mirroring this folder to MLflow; try again when it ends."
-                )
-            time.sleep(0.05)
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locked(folder / ".mirror.lock", f"{folder}: another process is mirroring this folder to MLflow")
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["StoredRun"]:

@@ -176,6 +176,20 @@ def test_a_changed_probe_reruns_its_group(changed: Project):
     assert changed.plan() == {"probe": 2, "render": 2, "page": 1, "sync": 1}
 
 
+def test_snakemakes_own_report_shows_tables_and_the_page_with_their_captions(project: Project):
+    shown = project.run("--report", "own.html")
+    assert shown.returncode == 0, shown.stdout
+    page = (project.folder / "own.html").read_text()
+    for caption in (
+        "our measurements beside the values that the paper reports",
+        "one page that needs no",
+        "micro, from",
+    ):
+        assert caption in " ".join(page.split())
+    for artefact in ("table1.md", "table3.html", "report.html"):
+        assert artefact in page
+
+
 def test_one_table_is_a_target_by_its_name(project: Project):
     table = project.folder / RESULTS / "tables" / "table3.md"
     text = table.read_text()

@@ -14,7 +14,8 @@ from typing import Any
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import read
 from dseq_jepa.provenance import FILE
-from dseq_jepa.tracked import JOURNAL, RESULTS, Run, job_folders, sources
+from dseq_jepa.sources import JOURNAL, RESULTS, job_folders, sources
+from dseq_jepa.tracked import Run, read_run
 
 LOG_LINES = 30
 EXAMPLES = "examples.png"
@@ -113,7 +114,7 @@ def collect(results: Path) -> Collected:
     return Collected(
         results,
         list(_jobs(results)),
-        {source.place: source.read() for source in sources(results) if source.place.count("/") >= 3},
+        {source.place: read_run(source) for source in sources(results) if source.place.count("/") >= 3},
         {path.stem: read_json(path) for path in sorted((results / "fingerprints").glob("*.json"))},
     )
 
