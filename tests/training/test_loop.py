@@ -216,6 +216,26 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_images(pictures: Path
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_no_number_is_reported_at_the_next_log_point_though_later_steps_are_poisoned_too(
+    method: str, pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, method, log_every=4)
+    run = Run(settings, tmp_path, start(settings.compute))
+    optimise = run.optimise
+
+    def poison(batch: object) -> object:
+        if run.step == 8:
+            with torch.no_grad():
+                next(run.method.predictor.parameters()).fill_(float("nan"))
+        return optimise(batch)
+
+    run.optimise = poison
+    with pytest.raises(UserError, match=r"^step 8: the loss became NaN or infinite at learning rate 0\.00.*images "):
+        run.train()
+    assert run.step == 12
+
+
 def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: Path) -> None:
     settings = job(pictures, log_every=1)
     guard = settings.recipe.collapse.model_copy(update={"min_effective_rank": 1e6, "patience": 3})
