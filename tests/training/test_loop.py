@@ -21,6 +21,7 @@ from dseq_jepa.journal import read
 from dseq_jepa.training.checkpoint import StateStore
 from dseq_jepa.training.distributed import start
 from dseq_jepa.training.loop import Run, checkpoint_name, pretrain
+from tests.training.poisoned import poison_gradients
 from tests.training.runs import METHODS, job
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -234,6 +235,20 @@ def test_a_loss_that_is_no_number_is_reported_at_the_next_log_point_though_later
     with pytest.raises(UserError, match=r"^step 8: the loss became NaN or infinite at learning rate 0\.00.*images "):
         run.train()
     assert run.step == 12
+
+
+@pytest.mark.parametrize("step", [5, 23])
+def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(step: int, pictures: Path, tmp_path: Path) -> None:
+    """Steps after which weights are kept; the second is the last one, whose weights no later loss would judge."""
+    settings = job(pictures)
+    run = Run(settings, tmp_path, start(settings.compute))
+    poison_gradients(run, step)
+    with pytest.raises(UserError, match=rf"^step {step}: a gradient, but not the loss, became NaN .* images \d+, "):
+        run.train()
+    kept = {path.name for path in run.store.directory.glob("checkpoint-*")}
+    assert kept == {checkpoint_name(percent) for percent in (25, 50, 75, 100) if percent * 24 / 100 <= step}
+    state, _ = run.store.newest()
+    assert (state["step"] if state else 0) <= step
 
 
 def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: Path) -> None:

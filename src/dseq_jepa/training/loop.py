@@ -43,7 +43,7 @@ from dseq_jepa.training.distributed import World
 from dseq_jepa.training.machine import Machine
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
 from dseq_jepa.training.schedules import Schedule
-from dseq_jepa.training.watch import CollapseWatch, Interval
+from dseq_jepa.training.watch import CollapseWatch, Interval, finite_gradients
 
 
 def checkpoint_name(percent: int) -> str:
@@ -60,7 +60,7 @@ def pretrain(job: PretrainJob, out: Path) -> None:
             what a resume needs, by the digest of the settings, and is safe to delete when the run is finished.
 
     Raises:
-        UserError: bad data, a loss that is no number, a collapsed representation, a full disk.
+        UserError: bad data, a loss or gradient that is no number, a collapsed representation, a full disk.
         StoppedError: a signal came; the state is saved.
 
     """
@@ -278,7 +278,8 @@ class Run:
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
                 outputs.append(self.model(images[rows], ids_B[rows], moment))
             torch.autograd.backward(outputs[-1].loss / parts)
-        self.interval.add(outputs, t, rate, ids_B.tolist())
+        trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        self.interval.add(outputs, finite_gradients(trained), t, rate, ids_B.tolist())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.update_target(self.schedule.momentum(t))

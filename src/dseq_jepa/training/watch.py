@@ -3,11 +3,12 @@
 Everything is summed on the device; the host reads it at log points only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.rank import feature_std, rankme
@@ -16,6 +17,19 @@ from dseq_jepa.training.distributed import World, all_sum, gather
 from dseq_jepa.training.settings import CollapseGuard
 
 IDS_SHOWN = 16
+_NEVER = torch.iinfo(torch.long).max
+
+
+@torch.no_grad()
+def finite_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether all gradients are numbers: a flag on the device; of a sharded run, about this rank's shards.
+
+    By their norms, which read every entry once in one fused pass. An entry above 1e19, whose square is infinite, is
+    no number either: AdamW, which keeps squares, would never move that weight again.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    shards = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    return torch.stack(torch._foreach_norm(shards)).isfinite().all()
 
 
 class Interval:
@@ -28,37 +42,48 @@ class Interval:
         """Values whose mean over steps is shown."""
         self.counts: dict[str, Tensor] = {}
         """Values that are shown as ratios of one another."""
-        self._first_bad = torch.full((), -1, dtype=torch.long, device=world.device)
+        self._first_bad_2 = torch.full((2,), _NEVER, device=world.device)
+        """First step whose loss, and first whose gradients, were no numbers."""
         self._recent: list[tuple[int, float, Sequence[int]]] = []
 
-    def add(self, parts: Sequence[StepOutput], step: int, learning_rate: float, ids: Sequence[int]) -> None:
-        """Count one step, which was computed in one or more parts."""
+    def add(
+        self, parts: Sequence[StepOutput], finite: Tensor, step: int, learning_rate: float, ids: Sequence[int]
+    ) -> None:
+        """Count one step, which was computed in one or more parts; `finite`: whether its gradients are."""
         self.steps += 1
         for output in parts:
             for name, value in _means(output).items():
                 self.sums[name] = self.sums.get(name, 0) + value / len(parts)
             for name, value in _counts(output).items():
                 self.counts[name] = self.counts.get(name, 0) + value
-            bad = ~torch.isfinite(output.loss.detach()) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, step, self._first_bad)
+        finite_loss = torch.stack([output.loss.detach() for output in parts]).isfinite().all()
+        now_2 = torch.where(torch.stack([finite_loss, finite]), _NEVER, step)
+        self._first_bad_2 = torch.minimum(self._first_bad_2, now_2)
         self._recent.append((step, learning_rate, ids))
 
     def check(self) -> None:
-        """Stop the run if any step since the last look had a loss that is no number, on any rank.
+        """Stop the run if any step since the last look had a loss or a gradient that is no number, on any rank.
+
+        A gradient counts by itself: one step later it has made the weights NaN, and the loss would tell too late for a
+        state that is saved between the two.
 
         Raises:
             UserError: with the step, its learning rate and its images' ids.
 
         """
         recent, self._recent = self._recent, []
-        if not int(all_sum((self._first_bad >= 0).long())):
+        if not int(all_sum((self._first_bad_2 < _NEVER).any().long())):
             return
-        if self._first_bad < 0:
+        firsts = gather(self._first_bad_2.tolist())
+        first = min(min(of_rank) for of_rank in firsts)
+        losses = [loss == first for loss, _ in firsts]
+        if any(losses) and not losses[self.world.rank]:
             raise UserError("another rank's loss became NaN or infinite; its own message has the step and the images.")
-        step, rate, ids = next(entry for entry in recent if entry[0] == int(self._first_bad))
+        what = "the loss" if any(losses) else "a gradient, but not the loss,"
+        step, rate, ids = next(entry for entry in recent if entry[0] == first)
         shown = ", ".join(map(str, ids[:IDS_SHOWN])) + (", ..." if len(ids) > IDS_SHOWN else "")
         raise UserError(
-            f"step {step}: the loss became NaN or infinite at learning rate {rate:.3g}, images {shown}. No state was "
+            f"step {step}: {what} became NaN or infinite at learning rate {rate:.3g}, images {shown}. No state was "
             "saved after it: lower the rate or look at these images, then run the same command to go on from the last "
             "good state."
         )
