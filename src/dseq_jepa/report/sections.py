@@ -101,8 +101,9 @@ def _outcome(job: JobRecord) -> Iterator[str]:
     if selection := job.files.get("selection.json"):
         yield f"<p>{escape(selection['reason'])}</p>"
     if scores := job.files.get("scores.json"):
-        names = [name for name, value in scores["checkpoints"][0].items() if isinstance(value, int | float)]
-        rows = [[number(float(row[name])) for name in names] for row in scores["checkpoints"]]
+        kept = scores["checkpoints"]
+        names = [name for name in kept[0] if any(isinstance(row[name], int | float) for row in kept)]
+        rows = [["-" if row[name] is None else number(float(row[name])) for name in names] for row in kept]
         yield grid([escape(name.replace("_", " ")) for name in names], rows, range(len(names)))
     if measured := evaluations(job):
         heads = ["evaluation", "value", "metric", "chance", "test images", "head"]
