@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dseq_jepa.errors import UserError
@@ -268,6 +269,17 @@ def test_accumulated_parts_give_the_whole_batchs_step(pictures: Path, tmp_path: 
     whole, parted = (load_file(tmp_path / str(parts) / checkpoint_name(100)) for parts in (1, 4))
     for name, value in whole.items():
         torch.testing.assert_close(parted[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_run_of_two_steps_keeps_every_percentage(pictures: Path, tmp_path: Path) -> None:
+    pretrain(job(pictures, epochs=1, batch_size=24), tmp_path)
+    steps = {}
+    for percent in (25, 50, 75, 100):
+        with safe_open(tmp_path / checkpoint_name(percent), framework="pt") as file:
+            about = json.loads(file.metadata()["run"])
+        assert about["percent"] == percent
+        steps[percent] = about["step"]
+    assert steps == {25: 1, 50: 1, 75: 2, 100: 2}
 
 
 def test_contrastive_methods_refuse_accumulation(pictures: Path, tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ class Run:
                 f"{self.recipe.batch_size}; lower recipes.*.batch_size"
             )
         self.schedule = Schedule(self.recipe, self.epoch_steps)
-        self.keep = {max(1, round(self.schedule.steps * p / 100)): p for p in job.keep_percent}
+        self.keep: dict[int, list[int]] = {}
+        for percent in job.keep_percent:  # in a run of few steps several come at the same one
+            self.keep.setdefault(max(1, round(self.schedule.steps * percent / 100)), []).append(percent)
         self.local_batch = world.share(self.recipe.batch_size, "recipes.*.batch_size")
         if job.method.contrastive and self.recipe.accumulation > 1:
             raise UserError(
@@ -336,21 +338,22 @@ class Run:
         }
         self.store.save(self.step, state)
 
-    def _keep(self, percent: int) -> None:
+    def _keep(self, percents: list[int]) -> None:
         """Weights that selection chooses from, before the state that says they exist."""
         weights = whole_weights(self.model)
         if self.journal is None:
             return
         self.fence.check()
-        about = {
-            "percent": percent,
-            "step": self.step,
-            "epoch": self.step / self.epoch_steps,
-            "job": json.loads(self.job.to_json()),
-        }
-        metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
-        with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
-            save_file(weights, temporary, metadata)
+        for percent in percents:
+            about = {
+                "percent": percent,
+                "step": self.step,
+                "epoch": self.step / self.epoch_steps,
+                "job": json.loads(self.job.to_json()),
+            }
+            metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
+            with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
+                save_file(weights, temporary, metadata)
 
 
 def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
