@@ -8,6 +8,15 @@ Names that point at nothing are found elsewhere (`config`) and left out here.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from dseq_jepa.cost.settings import CostSettings
+from dseq_jepa.evaluation.settings import (
+    BLOCKS_OF_LAST4,
+    DetectionSettings,
+    EvaluationSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    SegmentationSettings,
+)
 from dseq_jepa.figures.settings import methods_of
 from dseq_jepa.methods.settings import RegionSettings
 from dseq_jepa.models.settings import ArchitectureSettings
@@ -19,6 +28,63 @@ if TYPE_CHECKING:
 def impossible(experiment: "Experiment") -> Iterable[str]:
     """Each combination that contradicts itself: the key to change, and why."""
     yield from _impossible_pairs(experiment)
+    yield from _unequal_shares(experiment)
+    yield from _unfit_encoders(experiment)
+
+
+def _unequal_shares(experiment: "Experiment") -> Iterable[str]:
+    """Batches that the configured ranks cannot share equally, or whose shares cannot be cut as they should be."""
+    ranks = experiment.compute.ranks
+    for name, recipe in experiment.recipes.items():
+        where = f"recipes.{name}"
+        yield from _unequal(where, "accumulation", recipe.accumulation, recipe.batch_size, ranks)
+    for name, evaluation in experiment.evaluations.items():
+        where = f"evaluations.{name}"
+        if isinstance(evaluation, FinetuneSettings):
+            for architecture in (None, *evaluation.architectures):
+                settings = evaluation.on(architecture) if architecture else evaluation
+                place = f"{where}.architectures.{architecture}" if architecture else where
+                group = settings.mixing_group if settings.mixes else 1
+                yield from _unequal(place, "mixing_group", group, settings.batch_size, ranks)
+        elif not isinstance(evaluation, CostSettings):
+            yield from _unequal(where, "batch_size", 1, evaluation.batch_size, ranks)
+
+
+def _unequal(where: str, key: str, divisor: int, batch_size: int, ranks: int) -> Iterable[str]:
+    if batch_size % ranks:
+        yield f"{where}.batch_size: {batch_size} cannot be shared equally by {ranks} ranks (compute.ranks)"
+    elif batch_size // ranks % divisor:
+        yield (
+            f"{where}.{key}: {divisor} does not divide a rank's {batch_size // ranks} images: batch_size is "
+            f"{batch_size} and compute.ranks {ranks}"
+        )
+
+
+def _unfit_encoders(experiment: "Experiment") -> Iterable[str]:
+    """Evaluations of architectures that tables ask for, but whose depth or patch does not fit."""
+    measured = {
+        (name, row.architecture)
+        for table in experiment.tables.values()
+        for column in table.columns
+        if column.evaluation in experiment.evaluations
+        for name in experiment.groups[experiment.group_of(column.evaluation)]
+        for row in table.rows
+        if row.architecture in experiment.architectures
+    }
+    for name, architecture in sorted(measured, key=str):
+        for key, problem in _misfits(experiment.evaluations[name], experiment.architectures[str(architecture)]):
+            yield f"evaluations.{name}.{key}: {problem} of {architecture}"
+
+
+def _misfits(evaluation: EvaluationSettings, architecture: ArchitectureSettings) -> Iterable[tuple[str, str]]:
+    patch = architecture.patch_size
+    match evaluation:
+        case ProbeSettings() if "last4" in evaluation.features and architecture.depth < BLOCKS_OF_LAST4:
+            yield "features", f"last4 needs {BLOCKS_OF_LAST4} blocks and cannot be read from the {architecture.depth}"
+        case SegmentationSettings() if evaluation.crop_size % patch:
+            yield "crop_size", f"{evaluation.crop_size} is not a multiple of the {patch} px patches"
+        case DetectionSettings() if evaluation.image_size % (2 * patch):
+            yield "image_size", f"{evaluation.image_size} is not a multiple of two {patch} px patches"
 
 
 def _impossible_pairs(experiment: "Experiment") -> Iterable[str]:
