@@ -1,6 +1,7 @@
 """Runs that are killed, poisoned, starved of disk or repeated: nothing is lost, nothing is hidden."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -19,11 +20,12 @@ from safetensors.torch import load_file
 from dseq_jepa.errors import UserError
 from dseq_jepa.jobs import PretrainJob
 from dseq_jepa.journal import read
+from dseq_jepa.methods.settings import JepaSettings
 from dseq_jepa.training.checkpoint import StateStore
 from dseq_jepa.training.distributed import start
 from dseq_jepa.training.loop import Run, checkpoint_name, pretrain
 from tests.training.poisoned import poison_gradients
-from tests.training.runs import METHODS, job
+from tests.training.runs import DSEQ, I_JEPA, METHODS, job
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 ROOT = Path(__file__).parents[2]
@@ -261,6 +263,40 @@ def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: 
     last = list(read(tmp_path / "journal.jsonl"))[-1]
     assert last["name"] == "failed"
     assert "collapsed" in last["text"]
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        (METHODS["i-jepa"], {"block"}),
+        (METHODS["dseq-jepa"], {"block", "step"}),
+        (DSEQ.model_copy(update={"prediction": "flat"}), {"block", "region"}),
+        (I_JEPA.model_copy(update={"prediction": "sequential"}), {"step"}),
+    ],
+    ids=["I-JEPA", "curriculum", "curriculum, flat", "blocks in a sequence"],
+)
+def test_losses_of_blocks_regions_and_steps_are_journalled_apart(
+    method: JepaSettings, kinds: set[str], pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, log_every=1, epochs=2).model_copy(update={"method": method})
+    run = Run(settings, tmp_path, start(settings.compute))
+    optimise, outputs = run.optimise, []
+    run.optimise = lambda batch: outputs.append(optimise(batch)) or outputs[-1]
+    run.train()
+    seen = set()
+    for output, values in zip(outputs, metrics(tmp_path).values(), strict=True):
+        losses: dict[str, list[float]] = {}
+        for image, of_image in enumerate(output.group_loss_BG.tolist()):
+            regional = output.discriminative_B is not None and bool(output.discriminative_B[image])
+            alone = "region" if regional else "block"
+            sequential = method.prediction == "sequential" and (regional or method.generation == "uniform")
+            for i, loss in enumerate(of_image, start=1):
+                if not math.isnan(loss):
+                    losses.setdefault(f"loss_{'step' if sequential else alone}_{i}", []).append(loss)
+        shown = {name: value for name, value in values.items() if name[-1].isdigit()}
+        assert shown == pytest.approx({name: sum(each) / len(each) for name, each in losses.items()}, rel=1e-5)
+        seen |= {name.split("_")[1] for name in shown}
+    assert seen == kinds
 
 
 def test_accumulated_parts_give_the_whole_batchs_step(pictures: Path, tmp_path: Path) -> None:

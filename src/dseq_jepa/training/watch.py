@@ -17,6 +17,8 @@ from dseq_jepa.training.distributed import World, all_sum, gather
 from dseq_jepa.training.settings import CollapseGuard
 
 IDS_SHOWN = 16
+KINDS = ("block", "region", "step")
+"""What a group can be: a random block, a region predicted on its own, or a step of a sequence."""
 _NEVER = torch.iinfo(torch.long).max
 
 
@@ -94,9 +96,9 @@ class Interval:
         means = {name: float(all_sum(value)) / steps for name, value in sorted(self.sums.items())}
         counts: dict[str, Any] = {name: all_sum(value).tolist() for name, value in sorted(self.counts.items())}
         self.steps, self.sums, self.counts = 0, {}, {}
-        for i, (images, loss) in enumerate(zip(counts["group images"], counts["group loss"], strict=True), start=1):
-            if images:
-                means[f"loss_group_{i}"] = loss / images
+        for kind in KINDS:
+            of_groups = zip(counts[f"images with {kind}"], counts[f"loss of {kind}"], strict=True)
+            means |= {f"loss_{kind}_{i}": loss / images for i, (images, loss) in enumerate(of_groups, 1) if images}
         if counts.get("region images"):
             means["regions_per_image"] = counts["regions"] / counts["region images"]
             means["patches_per_region"] = counts["region patches"] / (counts["regions"] - counts["region images"])
@@ -138,13 +140,25 @@ def _means(output: StepOutput) -> dict[str, Tensor]:
 
 
 def _counts(output: StepOutput) -> dict[str, Tensor]:
-    values = {"group loss": output.group_loss_G * output.group_images_G, "group images": output.group_images_G}
+    values: dict[str, Tensor] = {}
+    for kind, of_kind_B in _kinds(output).items():
+        loss_BG = torch.where(of_kind_B[:, None], output.group_loss_BG, torch.nan)
+        values[f"loss of {kind}"] = loss_BG.nansum(0)
+        values[f"images with {kind}"] = (~loss_BG.isnan()).sum(0)
     if output.ranks_BT is not None:
         last_B1 = output.ranks_BT.amax(1, keepdim=True)
         values["region images"] = (last_B1 > 0).sum()
         values["regions"] = last_B1.sum()
         values["region patches"] = (output.ranks_BT < last_B1).sum()
     return values
+
+
+def _kinds(output: StepOutput) -> dict[str, Tensor]:
+    """Which images' groups are of which kind: the i-th random block and the i-th step are different tasks."""
+    flat_B, regional_B = output.flat_B, output.discriminative_B
+    if regional_B is None:
+        regional_B = torch.zeros_like(flat_B)
+    return dict(zip(KINDS, (flat_B & ~regional_B, flat_B & regional_B, ~flat_B), strict=True))
 
 
 class CollapseWatch:
