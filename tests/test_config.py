@@ -174,6 +174,24 @@ DANGLING = {
     "cost of other data": (("evaluations", "cost", "data"), "cub", "costs are of pre-training; expected imagenet"),
     "no visible context": (("methods", "i-jepa", "blocks", "min_context"), 60, "visible patches cannot be kept"),
     "contrastive parts": (("recipes", "pretrain-mini", "accumulation"), 2, "its statistics are over the whole batch"),
+    "truncation of nothing": (
+        ("methods", "dseq-truncated", "truncate"),
+        5,
+        "methods.dseq-truncated: truncate 5 leaves nothing out: an image has at most 5 ranks",
+    ),
+    "crop beside the patches": (
+        ("evaluations", "ade20k-segment", "crop_size"),
+        65,
+        "ade20k-segment.crop_size: 65 is not a multiple of the 8 px patches of vit-mini",
+    ),
+    "square beside the patches": (
+        ("evaluations", "coco-detect", "image_size"),
+        72,
+        "coco-detect.image_size: 72 is not a multiple of two 8 px patches of vit-mini",
+    ),
+    "more than the training set": (("selection", "bank_fraction"), 0.99, "together at most 1"),
+    "beta": (("recipes", "pretrain-mini", "betas"), [0.9, 1.0], "recipes.pretrain-mini.betas.1: input should be less"),
+    "beta of an evaluation": (("evaluations", "coco-detect", "betas"), [-0.1, 0.9], "coco-detect.betas.0"),
     "warm-up": (("recipes", "pretrain-mini", "warmup_epochs"), 3000, "longer than the"),
     "milestone": (("evaluations", "cub-linear", "milestones"), [8, 4], "must rise"),
     "milestone after the end": (("evaluations", "cub-linear", "milestones"), [800], "must rise within"),
@@ -206,6 +224,61 @@ def test_what_cannot_be_run_is_rejected_with_the_reason(case: str):
         value = mapping["recipes"]["pretrain-mini"]
     found = problems(changed(mapping, path, value))
     assert any(expected in line for line in found), found
+
+
+# Each case: entries of demo.yaml that are sound alone, and what the message has to say of them together.
+TOGETHER: dict[str, tuple[dict[KeyPath, Any], str]] = {
+    "batch and ranks": (
+        {("compute", "ranks"): 3},
+        "recipes.pretrain-mini.batch_size: 32 cannot be shared equally by 3 ranks (compute.ranks)",
+    ),
+    "parts and ranks": (
+        {("compute", "ranks"): 2, ("recipes", "pretrain-mini", "accumulation"): 32},
+        "recipes.pretrain-mini.accumulation: 32 does not divide a rank's 16 images: batch_size is 32 and",
+    ),
+    "probe and ranks": (
+        {("compute", "ranks"): 2, ("evaluations", "cub-linear", "batch_size"): 63},
+        "evaluations.cub-linear.batch_size: 63 cannot be shared",
+    ),
+    "mixing and ranks": (
+        {("compute", "ranks"): 2, ("evaluations", "imagenet-finetune", "mixing_group"): 32},
+        "evaluations.imagenet-finetune.mixing_group: 32 does not divide a rank's 16 images",
+    ),
+    "fine-tuning of one architecture and ranks": (
+        {
+            ("compute", "ranks"): 2,
+            ("evaluations", "imagenet-finetune", "architectures"): {"vit-mini": {"batch_size": 48}},
+        },
+        "evaluations.imagenet-finetune.architectures.vit-mini.mixing_group: 16 does not divide a rank's 24 images",
+    ),
+    "segmentation and ranks": (
+        {("compute", "ranks"): 2, ("evaluations", "ade20k-segment", "batch_size"): 3},
+        "evaluations.ade20k-segment.batch_size: 3 cannot be shared",
+    ),
+    "detection and ranks": (
+        {("compute", "ranks"): 2, ("evaluations", "coco-detect", "batch_size"): 3},
+        "evaluations.coco-detect.batch_size: 3 cannot be shared",
+    ),
+    "last4 and depth": (
+        {("architectures", "vit-mini", "depth"): 3, ("architectures", "vit-mini", "saliency_block"): 3},
+        "evaluations.imagenet-linear.features: last4 needs 4 blocks and cannot be read from the 3 of vit-mini",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_cannot_be_run_together_is_rejected_with_the_reason(case: str):
+    changes, expected = TOGETHER[case]
+    mapping = parsed("demo.yaml")
+    for path, value in changes.items():
+        *section, key = path
+        entry: Any = mapping
+        for name in section:
+            entry[name] = dict(entry[name])  # YAML's anchors are shared
+            entry = entry[name]
+        entry[key] = value
+    found = problems(mapping)
+    assert any(line.startswith(expected) for line in found), found
 
 
 def test_a_method_of_ones_own_needs_no_reported_row():

@@ -42,6 +42,16 @@ def test_every_model_of_every_table_is_planned_once(paper: Experiment) -> None:
     assert f"pretrain {len(rows) * len(paper.seeds)}" in " ".join(shown(planned, 1, 8).split())
 
 
+def test_a_model_that_only_a_figure_shows_is_pre_trained_and_nothing_else(paper: Experiment) -> None:
+    before = plan(paper, REPORTED)
+    figure = paper.figures["figure4"].model_copy(update={"method": "extra"})
+    extra = {"extra": paper.methods["dseq-jepa"].model_copy(update={"label": "Extra"})}
+    changed = {"methods": paper.methods | extra, "figures": paper.figures | {"figure4": figure}, "seeds": [0, 1]}
+    planned = plan(paper.model_copy(update=changed), REPORTED)
+    assert [job.step for job in planned.jobs if job.name == "Extra ViT-B/16"] == ["pretrain"], "for the first seed"
+    assert planned.disk_bytes > 2 * before.disk_bytes
+
+
 def test_missing_data_sets_are_named(paper: Experiment, tmp_path: Path) -> None:
     data = {name: entry.model_copy(update={"root": tmp_path / name}) for name, entry in paper.data.items()}
     (tmp_path / "cub").mkdir()

@@ -91,6 +91,22 @@ def test_a_collapsed_checkpoint_is_seen_and_the_other_is_exported(data: DatasetS
     assert (card.epoch, card.score, card.checkpoint) == (2.0, rows[0]["knn_top1"], "checkpoint-050.safetensors")
 
 
+def test_a_checkpoint_that_is_no_number_is_refused_and_the_other_is_chosen(
+    data: DatasetSettings, tmp_path: Path
+) -> None:
+    broken = encoder(class_token=True)
+    with torch.no_grad():
+        broken.norm.bias[0] = torch.nan
+    paths = [write_checkpoint(tmp_path, model, at) for model, at in ((broken, 100), (encoder(class_token=True), 50))]
+    scores = score(score_job(data), paths, tmp_path / "score")
+    assert "NaN" not in scores.read_text(), "no JSON"
+    content = json.loads(select(scores, tmp_path / "export").read_text())
+    assert content["chosen"]["percent"] == 50
+    assert content["candidates"][1]["collapsed"] == "features are NaN or infinite"
+    with pytest.raises(UserError, match=r"every checkpoint has collapsed \(100%: features are NaN or infinite\)"):
+        select(score(score_job(data), paths[:1], tmp_path / "score"), tmp_path / "export")
+
+
 def test_validation_images_are_never_read(data: DatasetSettings, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "run", encoder(class_token=True))
     (data.root / "val").rename(data.root / "hidden")

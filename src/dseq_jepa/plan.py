@@ -11,13 +11,15 @@ computed and no data is read.
 import csv
 import heapq
 import statistics
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dseq_jepa.config import Experiment
 from dseq_jepa.evaluation.settings import ProbeSettings
+from dseq_jepa.figures.job import shown_models
 from dseq_jepa.jobs import AnyEvaluateJob, CostJob, Model, evaluate_job, model_directory, pretrain_job
 from dseq_jepa.journal import read
 from dseq_jepa.methods.settings import JepaSettings, MethodSettings
@@ -77,7 +79,7 @@ class Plan:
 
 
 def plan(experiment: Experiment, reported: Path) -> Plan:
-    """Plan everything that the tables of a configuration need.
+    """Plan everything that the tables and figures of a configuration need.
 
     Args:
         experiment: the configuration.
@@ -85,42 +87,47 @@ def plan(experiment: Experiment, reported: Path) -> Plan:
 
     """
     known = _known_hours(reported)
-    jobs: list[Planned] = []
-    for method, architecture, groups in _models(experiment):
-        for seed in experiment.seeds:
-            jobs += _jobs_of(experiment, Model(
-                experiment=experiment.name, method=method, architecture=architecture, seed=seed
-            ), groups, known)  # fmt: skip
-    disk = sum(_bytes(experiment, method, name) for method, name, _ in _models(experiment)) * len(experiment.seeds)
+    models = _models(experiment)
+    jobs = [job for model, groups in models.items() for job in _jobs_of(experiment, model, groups, known)]
+    seeds = Counter((model.method, model.architecture) for model in models)
+    disk = sum(_bytes(experiment, method, name) * count for (method, name), count in seeds.items())
     missing = [] if experiment.miniature else [
         f"{name} ({entry.layout}): {entry.root}" for name, entry in experiment.data.items() if not entry.root.is_dir()
     ]  # fmt: skip
     return Plan(experiment, jobs, disk, missing, known)
 
 
-def _models(experiment: Experiment) -> Iterator[tuple[str, str, list[str]]]:
-    """Every model that a table has a row for, with the groups of evaluations that its tables need."""
-    found: dict[tuple[str, str], set[str]] = {}
+def _models(experiment: Experiment) -> dict[Model, set[str] | None]:
+    """Every model that a table has a row for, with the groups of evaluations that its tables need.
+
+    None for one that only figures show: it is pre-trained, and nothing else.
+    """
+    found: dict[Model, set[str] | None] = dict.fromkeys(shown_models(experiment))
     for table in experiment.tables.values():
         groups = {experiment.group_of(column.evaluation) for column in table.columns if column.evaluation}
         for row in table.rows:
             if row.method and row.architecture:
-                found.setdefault((row.method, row.architecture), set()).update(groups)
-    for (method, architecture), groups in sorted(found.items()):
-        yield method, architecture, sorted(groups)
+                for seed in experiment.seeds:
+                    model = Model(
+                        experiment=experiment.name, method=row.method, architecture=row.architecture, seed=seed
+                    )
+                    found[model] = groups | (found.get(model) or set())
+    return dict(sorted(found.items(), key=lambda item: (item[0].method, item[0].architecture, item[0].seed)))
 
 
-def _jobs_of(experiment: Experiment, model: Model, groups: Iterable[str], known: dict[str, float]) -> list[Planned]:
+def _jobs_of(experiment: Experiment, model: Model, groups: set[str] | None, known: dict[str, float]) -> list[Planned]:
     """Pre-training, scoring and evaluations of one model."""
     settings = experiment.architectures[model.architecture]
     shown = f"{experiment.methods[model.method].label} {settings.label}"
     ranks = experiment.compute.ranks
     pretrain = Planned("pretrain", shown, _pretraining(experiment, model, known))
+    if groups is None:
+        return [pretrain]
     selection, images = experiment.selection, _images(experiment, experiment.pretraining_data)
     looked_at = len(selection.keep_percent) * (selection.bank_fraction + selection.query_fraction) * (images or 0)
     score = Planned("score", shown, _cost(experiment, model, "score", looked_at, settings, ranks, known), [pretrain])
     jobs = [pretrain, score]
-    for group in groups:
+    for group in sorted(groups):
         job = evaluate_job(experiment, group, model.method, model.architecture, model.seed)
         step = f"evaluate/{group}"
         after = [] if isinstance(job, CostJob) else [score]  # that needs no encoder

@@ -36,6 +36,9 @@ LIDAR_VIEWS = 4
 LIDAR_CROP_SCALE = (0.3, 1.0)
 """The crops of pre-training (docs/protocols.md 1)."""
 
+MEASURES = ("knn_top1", "rankme", "centred_rank", "lidar", "feature_std")
+"""Of a checkpoint; none of them is a number where its features are NaN or infinite."""
+
 Row = dict[str, Any]
 
 
@@ -143,8 +146,6 @@ def _slices(
         )
         for name, part in zip(("queries", "bank"), ids, strict=True)
     )  # fmt: skip
-    for encoder, of_encoder in zip(encoders, bank, strict=True):
-        of_encoder.require_finite(encoder)
     return list(zip(queries, bank, strict=True))
 
 
@@ -167,11 +168,14 @@ def _views(
 
 
 def _measures(job: ScoreJob, split: "Split", queries: "Collected", bank: "Collected", views: list["Collected"]) -> Row:
+    """The measures of one checkpoint; of one whose features are not finite none: `select` refuses that one alone."""
     import torch
 
     from dseq_jepa.evaluation.neighbours import weighted_knn
     from dseq_jepa.evaluation.rank import feature_std, lidar, rankme
 
+    if not all(bool(seen.features["mean"].isfinite().all()) for seen in (queries, bank, *views)):
+        return dict.fromkeys(MEASURES)
     bank_ND = bank.features["mean"]
     predicted = weighted_knn(
         bank_ND,
@@ -219,6 +223,8 @@ def select(scores: Path, out: Path) -> Path:
 
 
 def _collapse(row: Row) -> str | None:
+    if row["knn_top1"] is None:
+        return "features are NaN or infinite"
     if row["feature_std"] < MIN_FEATURE_STD:
         return f"features hardly differ between images (standard deviation {row['feature_std']:.2g})"
     if row["centred_rank"] < MIN_CENTRED_RANK:

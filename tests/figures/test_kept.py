@@ -12,9 +12,10 @@ from dseq_jepa.errors import UserError
 from dseq_jepa.figures.draw import write_figure
 from dseq_jepa.figures.kept import open_kept, reading, some_pictures
 from dseq_jepa.models.settings import PredictorSettings
-from tests.figures.runs import figure_job
+from dseq_jepa.training.loop import pretrain
+from tests.figures.runs import FIGURES, figure_job
 from tests.methods.small import ARCHITECTURE
-from tests.training.runs import METHODS
+from tests.training.runs import METHODS, job
 
 Trained = tuple[Path, Path]
 
@@ -90,3 +91,16 @@ def test_a_checkpoint_of_another_method(trained: Trained):
     root, results = trained
     with pytest.raises(UserError, match=r"does not hold this architecture: contrastive\.projector\.\S+ .* is missing"):
         open_it(root, results, methods={"dseq-jepa": METHODS["dseq-c-jepa"]})
+
+
+def test_a_contrastive_methods_single_picture_can_be_drawn(trained: Trained, tmp_path: Path):
+    """One block of one image is a single row, of which the contrastive term has no statistics."""
+    root, _ = trained
+    pretrain(job(root, "dseq-c-jepa", epochs=1), tmp_path / "test/pretrain/dseq-jepa/small/seed5")
+    method = METHODS["dseq-c-jepa"]
+    one_block = method.model_copy(update={"blocks": method.blocks.model_copy(update={"targets": 1})})
+    small = one_block.model_copy(update={"regions": method.regions.model_copy(update={"count": 2})})
+    figure = FIGURES["panels"].model_copy(update={"images": 1})
+    methods = {"dseq-jepa": small, "i-jepa": METHODS["i-jepa"]}
+    write_figure(figure_job(root, "panels", methods=methods, figure=figure), tmp_path / "test", tmp_path)
+    assert (tmp_path / "panels.png").exists()

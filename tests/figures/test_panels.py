@@ -12,7 +12,7 @@ from matplotlib.path import Path as Outline
 
 from dseq_jepa.figures import style
 from dseq_jepa.figures.kept import as_input, open_kept, reading, some_pictures
-from dseq_jepa.figures.panels import Found, _draw_regions, find
+from dseq_jepa.figures.panels import Found, _draw_blocks, _draw_regions, find
 from dseq_jepa.methods.blocks import draw_blocks
 from dseq_jepa.methods.regions import cls_saliency, ranked_regions
 from tests.figures.runs import FIGURES, figure_job
@@ -81,6 +81,18 @@ def test_every_region_carries_its_rank_inside_itself(found: Found):
         for text, (x, y) in numbers.items():
             assert ranks_GG[int(y // 8), int(x // 8)] == int(text)
         assert axes.get_xlabel() == ("no region" if ranks_GG.max() == 0 else "")
+
+
+def test_there_may_be_more_regions_and_blocks_than_colours():
+    image = np.zeros((96, 96, 3), np.uint8)
+    ranks_GG = np.full((12, 12), 10)
+    ranks_GG[1:10, 1] = np.arange(1, 10)
+    axes = Figure().subplots()
+    _draw_regions(axes, image, ranks_GG, 8)
+    assert sorted(numbers_of(axes), key=int) == [str(rank) for rank in range(1, 11)]
+    axes = Figure().subplots()
+    _draw_blocks(axes, image, ranks_GG == 10, ranks_GG == np.arange(1, 10)[:, None, None], 8)
+    assert sorted(numbers_of(axes), key=int) == [str(block) for block in range(1, 10)]
 
 
 def test_numbers_of_equal_blocks_do_not_cover_one_another():

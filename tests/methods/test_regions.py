@@ -90,6 +90,21 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     assert torch.equal(ranked_regions(maps_BT, 9, skimage), alone_BT)
 
 
+@pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [3e38, -3e38]])
+def test_a_map_that_is_not_finite_has_no_region_and_leaves_the_others_alone(bad: list[float]) -> None:
+    """3e38 is finite, but no fp32 holds the span of such a map."""
+    regions = RegionSettings(min_patches=1)
+    maps_BT = torch.from_numpy(np.stack(maps(9, 3, seed=1)).reshape(3, -1))
+    expected_BT = ranked_regions(maps_BT, 9, regions)
+    assert (expected_BT > 0).all()
+    maps_BT[1, : len(bad)] = torch.tensor(bad)
+    expected_BT[1] = 0
+    assert torch.equal(ranked_regions(maps_BT, 9, regions), expected_BT)
+    assert torch.equal(on_device(maps_BT, 9, regions), expected_BT)
+    skimage = regions.model_copy(update={"backend": "skimage"})
+    assert torch.equal(ranked_regions(maps_BT, 9, skimage), expected_BT)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

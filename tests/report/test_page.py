@@ -10,6 +10,7 @@ import pytest
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.journal import Journal
+from dseq_jepa.selection import MEASURES
 from tests.report.conftest import write
 
 PRETRAIN = "pretrain/dseq-jepa/vit-micro/seed0"
@@ -54,6 +55,14 @@ def test_nothing_comes_from_a_network(page: str) -> None:
 
 def test_the_same_artefacts_give_the_same_bytes(results: Path, page: str) -> None:
     assert write(results) == page
+
+
+def test_a_checkpoint_without_measures_has_dashes(results: Path) -> None:
+    path = results / "score" / PRETRAIN.removeprefix("pretrain/") / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["checkpoints"][0] |= dict.fromkeys(MEASURES)
+    path.write_text(json.dumps(scores))
+    assert write(results).count('<td class="value">-</td>') == len(MEASURES)
 
 
 def test_a_reason_stands_for_every_missing_value(results: Path, page: str) -> None:

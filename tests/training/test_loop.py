@@ -1,6 +1,7 @@
 """Runs that are killed, poisoned, starved of disk or repeated: nothing is lost, nothing is hidden."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.jobs import PretrainJob
 from dseq_jepa.journal import read
+from dseq_jepa.methods.settings import JepaSettings
 from dseq_jepa.training.checkpoint import StateStore
 from dseq_jepa.training.distributed import start
 from dseq_jepa.training.loop import Run, checkpoint_name, pretrain
-from tests.training.runs import METHODS, job
+from tests.training.poisoned import poison_gradients
+from tests.training.runs import DSEQ, I_JEPA, METHODS, job
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 ROOT = Path(__file__).parents[2]
@@ -216,6 +220,40 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_images(pictures: Path
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_no_number_is_reported_at_the_next_log_point_though_later_steps_are_poisoned_too(
+    method: str, pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, method, log_every=4)
+    run = Run(settings, tmp_path, start(settings.compute))
+    optimise = run.optimise
+
+    def poison(batch: object) -> object:
+        if run.step == 8:
+            with torch.no_grad():
+                next(run.method.predictor.parameters()).fill_(float("nan"))
+        return optimise(batch)
+
+    run.optimise = poison
+    with pytest.raises(UserError, match=r"^step 8: the loss became NaN or infinite at learning rate 0\.00.*images "):
+        run.train()
+    assert run.step == 12
+
+
+@pytest.mark.parametrize("step", [5, 23])
+def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(step: int, pictures: Path, tmp_path: Path) -> None:
+    """Steps after which weights are kept; the second is the last one, whose weights no later loss would judge."""
+    settings = job(pictures)
+    run = Run(settings, tmp_path, start(settings.compute))
+    poison_gradients(run, step)
+    with pytest.raises(UserError, match=rf"^step {step}: a gradient, but not the loss, became NaN .* images \d+, "):
+        run.train()
+    kept = {path.name for path in run.store.directory.glob("checkpoint-*")}
+    assert kept == {checkpoint_name(percent) for percent in (25, 50, 75, 100) if percent * 24 / 100 <= step}
+    state, _ = run.store.newest()
+    assert (state["step"] if state else 0) <= step
+
+
 def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: Path) -> None:
     settings = job(pictures, log_every=1)
     guard = settings.recipe.collapse.model_copy(update={"min_effective_rank": 1e6, "patience": 3})
@@ -227,12 +265,57 @@ def test_a_collapse_stops_the_run_with_an_explanation(pictures: Path, tmp_path: 
     assert "collapsed" in last["text"]
 
 
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        (METHODS["i-jepa"], {"block"}),
+        (METHODS["dseq-jepa"], {"block", "step"}),
+        (DSEQ.model_copy(update={"prediction": "flat"}), {"block", "region"}),
+        (I_JEPA.model_copy(update={"prediction": "sequential"}), {"step"}),
+    ],
+    ids=["I-JEPA", "curriculum", "curriculum, flat", "blocks in a sequence"],
+)
+def test_losses_of_blocks_regions_and_steps_are_journalled_apart(
+    method: JepaSettings, kinds: set[str], pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, log_every=1, epochs=2).model_copy(update={"method": method})
+    run = Run(settings, tmp_path, start(settings.compute))
+    optimise, outputs = run.optimise, []
+    run.optimise = lambda batch: outputs.append(optimise(batch)) or outputs[-1]
+    run.train()
+    seen = set()
+    for output, values in zip(outputs, metrics(tmp_path).values(), strict=True):
+        losses: dict[str, list[float]] = {}
+        for image, of_image in enumerate(output.group_loss_BG.tolist()):
+            regional = output.discriminative_B is not None and bool(output.discriminative_B[image])
+            alone = "region" if regional else "block"
+            sequential = method.prediction == "sequential" and (regional or method.generation == "uniform")
+            for i, loss in enumerate(of_image, start=1):
+                if not math.isnan(loss):
+                    losses.setdefault(f"loss_{'step' if sequential else alone}_{i}", []).append(loss)
+        shown = {name: value for name, value in values.items() if name[-1].isdigit()}
+        assert shown == pytest.approx({name: sum(each) / len(each) for name, each in losses.items()}, rel=1e-5)
+        seen |= {name.split("_")[1] for name in shown}
+    assert seen == kinds
+
+
 def test_accumulated_parts_give_the_whole_batchs_step(pictures: Path, tmp_path: Path) -> None:
     for parts in (1, 4):
         pretrain(job(pictures, epochs=1, accumulation=parts), tmp_path / str(parts))
     whole, parted = (load_file(tmp_path / str(parts) / checkpoint_name(100)) for parts in (1, 4))
     for name, value in whole.items():
         torch.testing.assert_close(parted[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_run_of_two_steps_keeps_every_percentage(pictures: Path, tmp_path: Path) -> None:
+    pretrain(job(pictures, epochs=1, batch_size=24), tmp_path)
+    steps = {}
+    for percent in (25, 50, 75, 100):
+        with safe_open(tmp_path / checkpoint_name(percent), framework="pt") as file:
+            about = json.loads(file.metadata()["run"])
+        assert about["percent"] == percent
+        steps[percent] = about["step"]
+    assert steps == {25: 1, 50: 1, 75: 2, 100: 2}
 
 
 def test_contrastive_methods_refuse_accumulation(pictures: Path, tmp_path: Path) -> None:

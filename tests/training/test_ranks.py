@@ -64,6 +64,17 @@ def test_a_whole_run_on_two_ranks_follows_the_run_on_one(sharding: str, pictures
         torch.testing.assert_close(theirs[name], value, rtol=0.02, atol=5e-3, msg=name)
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_one_ranks_gradient_that_is_no_number_stops_all_ranks_before_anything_is_saved(
+    sharding: str, pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, sharding=sharding)
+    torchrun(2, "tests.training.poisoned", str(tmp_path), "5", settings.to_json())
+    for rank in range(2):
+        assert (tmp_path / f"said-by-{rank}.txt").read_text().startswith("step 5: a gradient, but not the loss, became")
+    assert not list((tmp_path / "state" / settings.digest).glob("checkpoint-*"))
+
+
 def test_the_configured_number_of_ranks_is_started_by_the_command_itself(pictures: Path, tmp_path: Path) -> None:
     settings = job(pictures, epochs=1)
     settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"ranks": 2})})

@@ -257,6 +257,20 @@ def test_the_plan_has_each_distinct_pre_training_exactly_once(name: str, runs: i
     assert len({nameless_digest(*run) for run in planned}) == runs, "two entries are the same pre-training"
 
 
+def test_a_run_that_only_a_figure_shows_is_pre_trained_and_mirrored(tmp_path: Path):
+    method = (
+        "  extra: {label: Extra, class_token: false, generation: uniform, prediction: flat, blocks: {min_context: 4}}"
+    )
+    figure = "figures: {figure6: {kind: clusters, method: extra, architecture: vit-micro}}\n"
+    config = replaced(MICRO, ("methods:\n", f"methods:\n{method}\n"), ("tables:\n", f"{figure}tables:\n"))
+    shown = Project.at(tmp_path / "project", config).run("--dry-run").stdout
+    assert jobs(shown)["pretrain"] == 3
+    assert jobs(shown)["score"] == 2
+    run = "pretrain/extra/vit-micro/seed0/run.json"
+    (sync,) = re.findall(r"^rule sync:\n(?: .*\n)+", shown, re.MULTILINE)
+    assert run in sync
+
+
 def test_a_failing_job_shows_its_log(tmp_path: Path):
     project = Project.at(tmp_path / "project", (ROOT / "configs" / "paper.yaml").read_text())
     shown = project.run("results/paper/fingerprints/cub.json")

@@ -13,7 +13,7 @@ from dseq_jepa.cluster.notify import notify
 from dseq_jepa.cluster.order import prefix
 from dseq_jepa.config import from_mapping, read_yaml
 from dseq_jepa.errors import UserError
-from dseq_jepa.figures.job import figure_job
+from dseq_jepa.figures.job import figure_job, shown_models
 from dseq_jepa.invocation import Invocation
 from dseq_jepa.report.job import report_job
 from dseq_jepa.tables.job import table_job
@@ -199,18 +199,30 @@ def every_example():
 
 
 def datasets_in_use():
-    """The data sets that any job of any table reads."""
+    """The data sets that any job of any table or figure reads."""
     used = [table for table in EXPERIMENT.tables.values() if models_of(table)]
     measured = {dataset for table in used for group in groups_of(table) for dataset in datasets_of(group)}
-    return sorted(measured | ({EXPERIMENT.pretraining_data} if used else set()))
+    pretrained = used or EXPERIMENT.figures
+    return sorted(measured | ({EXPERIMENT.pretraining_data} if pretrained else set()))
+
+
+def models_of_tables():
+    """Method and architecture of every row of any table that a run of ours fills."""
+    return sorted({model for table in EXPERIMENT.tables.values() for model in models_of(table)})
+
+
+def of_every_pretraining(file):
+    """An artefact of every pre-training; models that only figures show are pre-trained, and nothing else."""
+    shown = {
+        file.format(method=model.method, architecture=model.architecture, seed=model.seed)
+        for model in shown_models(EXPERIMENT)
+    }
+    return sorted(shown | set(expand_models(file, models_of_tables())))
 
 
 def every_artefact():
     """Every declared file, so that whatever is missing is made again, with what depends on it."""
-    models = sorted({model for table in EXPERIMENT.tables.values() for model in models_of(table)})
     files = [
-        *checkpoints(),
-        of_model("pretrain", "run.json"),
         of_model("score", "scores.json"),
         *(of_model("export", file) for file in ("selection.json", "encoder.safetensors", "encoder.json")),
     ]
@@ -219,7 +231,9 @@ def every_artefact():
     return [
         *(at(f"data/{dataset}.json") for dataset in datasets if EXPERIMENT.miniature),
         *(fingerprint(dataset) for dataset in datasets),
-        *(path for file in files for path in expand_models(file, models)),
+        *(path for file in checkpoints() for path in of_every_pretraining(file)),
+        *every_run(),
+        *(path for file in files for path in expand_models(file, models_of_tables())),
         *measured,
         *(path.replace("metrics.json", "records.csv.gz") for path in measured if of_test_images(path)),
         *every_example(),
@@ -238,8 +252,7 @@ def report_settings(wildcards):
 
 def every_run():
     """The finished pre-trainings, whose journals are mirrored."""
-    models = sorted({model for table in EXPERIMENT.tables.values() for model in models_of(table)})
-    return expand_models(of_model("pretrain", "run.json"), models)
+    return of_every_pretraining(of_model("pretrain", "run.json"))
 
 
 def miniature_of(wildcards):

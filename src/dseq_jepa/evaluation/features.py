@@ -22,7 +22,7 @@ from dseq_jepa.data.loaders import LabelledBatch, evaluation_batches, evaluation
 from dseq_jepa.data.settings import LoadingSettings
 from dseq_jepa.data.transforms import View
 from dseq_jepa.errors import UserError
-from dseq_jepa.evaluation.settings import Features
+from dseq_jepa.evaluation.settings import BLOCKS_OF_LAST4, Features
 from dseq_jepa.models.vit import Tokens, VisionTransformer
 from dseq_jepa.models.weights import IMAGENET_MEAN, IMAGENET_STD, load_encoder, read_card
 from dseq_jepa.progress import Progress
@@ -30,8 +30,6 @@ from dseq_jepa.training.distributed import World, all_sum
 
 FORWARD_IMAGES = {"cpu": 32, "cuda": 256}
 """Images that a rank encodes at once: on a CPU few enough for its caches."""
-_BLOCKS = 4
-"""Of last4."""
 
 
 class FrozenEncoder:
@@ -70,9 +68,11 @@ class FrozenEncoder:
         settings = self.model.settings
         if kind != "last4":
             return settings.width
-        if settings.depth < _BLOCKS:
-            raise UserError(f"{self.name}: has {settings.depth} blocks; features last4 need {_BLOCKS}, use last.")
-        return _BLOCKS * settings.width
+        if settings.depth < BLOCKS_OF_LAST4:
+            raise UserError(
+                f"{self.name}: has {settings.depth} blocks; features last4 need {BLOCKS_OF_LAST4}, use last."
+            )
+        return BLOCKS_OF_LAST4 * settings.width
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, kinds: Sequence[Features]) -> dict[Features, Tensor]:
@@ -82,7 +82,7 @@ class FrozenEncoder:
         products run in TF32: the encoder is frozen, and its own training was coarser still.
         """
         depth = self.model.settings.depth
-        first = depth - _BLOCKS + 1 if "last4" in kinds else depth
+        first = depth - BLOCKS_OF_LAST4 + 1 if "last4" in kinds else depth
         pixels_BCHW = images_BCHW.to(self.device, non_blocking=True).float().sub_(self.mean_C11).div_(self.std_C11)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")

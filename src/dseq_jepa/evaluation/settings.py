@@ -4,11 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dseq_jepa.closed import NAME, Closed
+from dseq_jepa.closed import NAME, Closed, DecayRate
 from dseq_jepa.cost.settings import CostSettings
 
 REFERENCE_SIZE = 224
 """Pixels of the square input that `test_resize` is written for."""
+
+BLOCKS_OF_LAST4 = 4
+"""Blocks that an encoder needs for the features last4."""
 
 Features = Literal["last4", "last", "cls", "mean"]
 
@@ -89,7 +92,7 @@ class TunedSettings(Closed):
     """Factor of the rate from one block to the block before it."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's, none on biases, one-dimensional weights, positions and the class token."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the last block; it rises linearly from 0 in the first."""

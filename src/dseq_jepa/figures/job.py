@@ -93,6 +93,11 @@ def figure_job(experiment: Experiment, name: str) -> FigureJob:
     )
 
 
+def shown_models(experiment: Experiment) -> set[Model]:
+    """The runs that any figure reads, whether a table has a row for them or not."""
+    return {model for name in experiment.figures for model in figure_job(experiment, name).models}
+
+
 def _kept(figure: FigureSettings, percents: tuple[int, ...]) -> tuple[int, ...]:
     match figure.kind:
         case "course":

@@ -46,7 +46,7 @@ class Kept:
     """Of the epochs."""
     epoch: float
     method: Jepa
-    """Frozen, without a curriculum: every image that has a region uses its regions."""
+    """Frozen, without a contrastive term and a curriculum: every image that has a region uses its regions."""
     seed: int
 
     @property
@@ -117,6 +117,7 @@ def open_kept(job: FigureJob, model: Model, percent: int, results: Path, device:
     method = Jepa(_without_curriculum(job.methods[model.method]), job.architecture, gather=lambda rows: rows)
     refuse_mismatches(str(path), _shapes(tensors), _shapes(method.state_dict()))
     method.load_state_dict(tensors, strict=True)
+    method.contrastive = None  # no figure shows this term, and its statistics do not exist for a single row
     return Kept(percent, float(about["epoch"]), method.to(device).eval().requires_grad_(False), model.seed)
 
 

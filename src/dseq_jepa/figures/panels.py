@@ -5,6 +5,7 @@ dseq-jepa figures --config configs/demo.yaml --figure figure2
 B images, G patches per side, R groups.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +96,11 @@ def _draw_regions(axes: Axes, image_HWC: NDArray[np.uint8], ranks_GG: NDArray[np
     last = int(ranks_GG.max())
     if last == 0:
         axes.set_xlabel("no region", labelpad=1)
-    for rank in range(1, last):
-        style.fill(axes, ranks_GG == rank, patch, style.RANKS[rank - 1], 0.35)
-        style.outline(axes, ranks_GG == rank, patch, style.RANKS[rank - 1])
-    colours = [*style.RANKS[: last - 1], style.BLACK]
-    style.numbers(axes, [ranks_GG == rank for rank in range(1, last + 1)], patch, colours)
+    colours = style.rank_colours(last - 1)
+    for rank, colour in enumerate(colours, start=1):
+        style.fill(axes, ranks_GG == rank, patch, colour, 0.35)
+        style.outline(axes, ranks_GG == rank, patch, colour)
+    style.numbers(axes, [ranks_GG == rank for rank in range(1, last + 1)], patch, [*colours, style.BLACK])
 
 
 def _draw_blocks(
@@ -112,9 +113,10 @@ def _draw_blocks(
     """The context as it is, what nobody sees in white, and the target blocks outlined, which may overlap."""
     shown_HW1 = style.enlarged(context_GG, patch)[..., None]
     style.panel(axes, np.where(shown_HW1, image_HWC, 255).astype(np.uint8))
-    for k, target_GG in enumerate(targets_RGG):
-        style.outline(axes, target_GG, patch, style.RANKS[k], style.DASHES[k])
-    style.numbers(axes, list(targets_RGG), patch, style.RANKS)
+    colours = style.rank_colours(len(targets_RGG))
+    for target_GG, colour, dashes in zip(targets_RGG, colours, itertools.cycle(style.DASHES), strict=False):
+        style.outline(axes, target_GG, patch, colour, dashes)
+    style.numbers(axes, list(targets_RGG), patch, colours)
 
 
 def _caption(job: FigureJob, figure: PanelsSettings, kept: Kept, pictures: Pictures, found: Found) -> Iterable[str]:

@@ -158,6 +158,11 @@ def fill(axes: Axes, mask_GG: Mask, patch: int, colour: str, alpha: float) -> No
     axes.imshow(tint_HWC, interpolation="nearest")
 
 
+def rank_colours(count: int) -> list[str]:
+    """Of ranked regions or blocks, however many there are; those that share a colour differ in their number."""
+    return [RANKS[k % len(RANKS)] for k in range(count)]
+
+
 def numbers(axes: Axes, masks_KGG: Sequence[Mask], patch: int, colours: Sequence[str]) -> None:
     """1, 2, ... inside sets of patches, where borders are far and no other number stands; none in an empty set."""
     taken: list[tuple[float, float]] = []

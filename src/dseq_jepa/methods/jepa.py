@@ -47,12 +47,10 @@ class StepOutput:
 
     loss: Tensor
     prediction_loss: Tensor
-    group_loss_G: Tensor
-    """Mean loss of each group (block, or step) over the images that have it; 0 where none has."""
-    group_images_G: Tensor
-    """Images that have each group."""
     group_loss_BG: Tensor
-    """Mean loss of each image's groups; NaN for a group that the image lacks."""
+    """Mean loss of each image's groups (blocks, regions or steps); NaN for a group that the image lacks."""
+    flat_B: Tensor
+    """Images whose groups are blocks or regions, each predicted on its own; those of the others are steps."""
     contrastive: VicregTerms | None
     saliency_BT: Tensor | None
     """The map that regions were found in. None without regions."""
@@ -110,14 +108,11 @@ class Jepa(nn.Module):
         loss = prediction_loss
         if terms is not None and self.settings.contrastive is not None:
             loss = loss + self.settings.contrastive.weight * terms.total
-        group_loss_BG = _by_group(loss_Q.detach(), plan, partition)
-        group_images_G = (~group_loss_BG.isnan()).sum(0)
         return StepOutput(
             loss=loss,
             prediction_loss=prediction_loss.detach(),
-            group_loss_G=group_loss_BG.nansum(0) / group_images_G.clamp(min=1),
-            group_images_G=group_images_G,
-            group_loss_BG=group_loss_BG,
+            group_loss_BG=_by_group(loss_Q.detach(), plan, partition),
+            flat_B=partition.flat_B.to(images_BCHW.device),
             contrastive=terms,
             saliency_BT=saliency_BT,
             ranks_BT=ranks_BT,

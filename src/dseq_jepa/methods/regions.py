@@ -33,7 +33,7 @@ def ranked_regions(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> 
     """Rank of every patch: 1 for the most salient region up to M for the remainder; all 0 where no region is found.
 
     Args:
-        saliency_BT: any finite map per image, row-major.
+        saliency_BT: a map per image, row-major; one that is not finite has no region.
         grid: patches per side.
         settings: N, the smallest component and the range of region scales.
 
@@ -62,9 +62,11 @@ def _kept(area: Sizes, patches: int, settings: RegionSettings) -> Sizes:
 def _on_cpu(saliency_BT: NDArray[np.float32], grid: int, settings: RegionSettings) -> NDArray[np.int64]:
     B, T = saliency_BT.shape
     low_B1, high_B1 = saliency_BT.min(1, keepdims=True), saliency_BT.max(1, keepdims=True)
-    span_B1 = high_B1 - low_B1
-    varied_B1 = span_B1 > 0
-    saliency_BT = (saliency_BT - low_B1) / np.where(varied_B1, span_B1, 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        span_B1 = high_B1 - low_B1
+        varied_B1 = (span_B1 > 0) & (span_B1 < math.inf)  # neither is true of NaN
+        saliency_BT = (saliency_BT - low_B1) / np.where(varied_B1, span_B1, 1)
+    saliency_BT = np.where(varied_B1, saliency_BT, np.float32(0))
     levels_BT = (LEVELS - 1) * saliency_BT // 1
     foreground_BT = (levels_BT > _otsu_on_cpu(levels_BT.astype(np.int64))[:, None]) & varied_B1
 
@@ -110,8 +112,9 @@ def on_device(saliency_BT: Tensor, grid: int, settings: RegionSettings) -> Tenso
     B, T = saliency_BT.shape
     low_B1, high_B1 = saliency_BT.amin(1, keepdim=True), saliency_BT.amax(1, keepdim=True)
     span_B1 = high_B1 - low_B1
-    varied_B1 = span_B1 > 0
+    varied_B1 = (span_B1 > 0) & (span_B1 < math.inf)
     saliency_BT = (saliency_BT - low_B1) / torch.where(varied_B1, span_B1, 1)
+    saliency_BT = torch.where(varied_B1, saliency_BT, 0)
     levels_BT = ((LEVELS - 1) * saliency_BT).floor().long()
     foreground_BT = (levels_BT > _otsu_on_device(levels_BT)[:, None]) & varied_B1
     label_BT = _first_connected(foreground_BT, grid)
@@ -187,12 +190,14 @@ def by_scikit_image(saliency_HW: NDArray[np.float32], settings: RegionSettings) 
 
 
 def foreground_by_scikit_image(saliency_HW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A map on [0, 1], and where it is above Otsu's threshold; a constant map is nowhere."""
+    """A map on [0, 1], and where it is above Otsu's threshold; one that is constant or not finite is nowhere."""
     from skimage.filters import threshold_otsu
 
     low, high = saliency_HW.min(), saliency_HW.max()
-    if not high > low:
+    with np.errstate(invalid="ignore", over="ignore"):
+        span = high - low
+    if not 0 < span < math.inf:
         return np.zeros_like(saliency_HW), np.zeros(saliency_HW.shape, np.bool_)
-    scaled_HW = (saliency_HW - low) / (high - low)
+    scaled_HW = (saliency_HW - low) / span
     levels_HW = np.floor((LEVELS - 1) * scaled_HW).astype(np.uint8)
     return scaled_HW, levels_HW > threshold_otsu(levels_HW)

@@ -149,7 +149,17 @@ class JepaSettings(Closed):
             for key, default in (("order", "saliency"), ("truncate", None), ("realisation", "causal")):
                 if getattr(self, key) != default:
                     raise ValueError(f"{key} belongs to prediction: sequential; flat prediction has no order")
+        if self.truncate is not None and self.truncate >= self._ranks:
+            raise ValueError(
+                f"truncate {self.truncate} leaves nothing out: an image has at most {self._ranks} ranks, the remainder "
+                "included; give less or leave it out"
+            )
         return self
+
+    @property
+    def _ranks(self) -> int:
+        """N: ranks of an image at most, the remainder included, when they are predicted one after another."""
+        return self.regions.count if self.generation == "discriminative" else self.blocks.targets + 1
 
 
 MethodSettings = JepaSettings

@@ -4,6 +4,7 @@ Each function yields HTML of one section from what `collect` read.
 """
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -101,8 +102,9 @@ def _outcome(job: JobRecord) -> Iterator[str]:
     if selection := job.files.get("selection.json"):
         yield f"<p>{escape(selection['reason'])}</p>"
     if scores := job.files.get("scores.json"):
-        names = [name for name, value in scores["checkpoints"][0].items() if isinstance(value, int | float)]
-        rows = [[number(float(row[name])) for name in names] for row in scores["checkpoints"]]
+        kept = scores["checkpoints"]
+        names = [name for name in kept[0] if any(isinstance(row[name], int | float) for row in kept)]
+        rows = [["-" if row[name] is None else number(float(row[name])) for name in names] for row in kept]
         yield grid([escape(name.replace("_", " ")) for name in names], rows, range(len(names)))
     if measured := evaluations(job):
         heads = ["evaluation", "value", "metric", "chance", "test images", "head"]
@@ -127,19 +129,16 @@ def _measured(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _charts(found: Mapping[str, Curve], opened: bool) -> Iterator[str]:
-    """Small multiples; the losses of the groups share one."""
+    """Small multiples; the losses of all blocks share one, as do those of all regions and of all steps."""
     moving = {name: curve for name, curve in found.items() if len(curve) > 1 and name not in _QUIET}
     if not moving:
         return
-    groups = {name: moving.pop(name) for name in list(moving) if name.startswith("loss_group_")}
+    groups: dict[str, dict[str, Curve]] = {}
+    for name in list(moving):
+        if of_group := re.fullmatch(r"loss_([a-z]+)_(\d+)", name):
+            groups.setdefault(of_group[1], {})[f"{of_group[1]} {of_group[2]}"] = moving.pop(name)
     charts = [chart(name.replace("_", " "), {name: curve}) for name, curve in moving.items()]
-    if groups:
-        charts.append(
-            chart(
-                "loss of each step",
-                {name.replace("loss_", "").replace("_", " "): curve for name, curve in groups.items()},
-            )
-        )
+    charts += [chart(f"loss of each {kind}", curves) for kind, curves in groups.items()]
     yield f"<details{' open' if opened else ''}><summary>Curves ({len(charts)})</summary>"
     yield f'<div class="charts">{"".join(charts)}</div></details>'
 

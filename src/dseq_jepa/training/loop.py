@@ -43,7 +43,7 @@ from dseq_jepa.training.distributed import World
 from dseq_jepa.training.machine import Machine
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
 from dseq_jepa.training.schedules import Schedule
-from dseq_jepa.training.watch import CollapseWatch, Interval
+from dseq_jepa.training.watch import CollapseWatch, Interval, finite_gradients
 
 
 def checkpoint_name(percent: int) -> str:
@@ -60,7 +60,7 @@ def pretrain(job: PretrainJob, out: Path) -> None:
             what a resume needs, by the digest of the settings, and is safe to delete when the run is finished.
 
     Raises:
-        UserError: bad data, a loss that is no number, a collapsed representation, a full disk.
+        UserError: bad data, a loss or gradient that is no number, a collapsed representation, a full disk.
         StoppedError: a signal came; the state is saved.
 
     """
@@ -103,7 +103,9 @@ class Run:
                 f"{self.recipe.batch_size}; lower recipes.*.batch_size"
             )
         self.schedule = Schedule(self.recipe, self.epoch_steps)
-        self.keep = {max(1, round(self.schedule.steps * p / 100)): p for p in job.keep_percent}
+        self.keep: dict[int, list[int]] = {}
+        for percent in job.keep_percent:  # in a run of few steps several come at the same one
+            self.keep.setdefault(max(1, round(self.schedule.steps * percent / 100)), []).append(percent)
         self.local_batch = world.share(self.recipe.batch_size, "recipes.*.batch_size")
         if job.method.contrastive and self.recipe.accumulation > 1:
             raise UserError(
@@ -278,7 +280,8 @@ class Run:
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
                 outputs.append(self.model(images[rows], ids_B[rows], moment))
             torch.autograd.backward(outputs[-1].loss / parts)
-        self.interval.add(outputs, t, rate, ids_B.tolist())
+        trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        self.interval.add(outputs, finite_gradients(trained), t, rate, ids_B.tolist())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.update_target(self.schedule.momentum(t))
@@ -335,21 +338,22 @@ class Run:
         }
         self.store.save(self.step, state)
 
-    def _keep(self, percent: int) -> None:
+    def _keep(self, percents: list[int]) -> None:
         """Weights that selection chooses from, before the state that says they exist."""
         weights = whole_weights(self.model)
         if self.journal is None:
             return
         self.fence.check()
-        about = {
-            "percent": percent,
-            "step": self.step,
-            "epoch": self.step / self.epoch_steps,
-            "job": json.loads(self.job.to_json()),
-        }
-        metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
-        with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
-            save_file(weights, temporary, metadata)
+        for percent in percents:
+            about = {
+                "percent": percent,
+                "step": self.step,
+                "epoch": self.step / self.epoch_steps,
+                "job": json.loads(self.job.to_json()),
+            }
+            metadata = {"run": canonical(about)}  # one entry: safetensors writes several in random order
+            with atomically(self.store.directory / checkpoint_name(percent)) as temporary:
+                save_file(weights, temporary, metadata)
 
 
 def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:

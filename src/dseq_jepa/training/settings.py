@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dseq_jepa.closed import Closed
+from dseq_jepa.closed import Closed, DecayRate
 
 
 class LearningRate(Closed):
@@ -55,7 +55,7 @@ class Recipe(Closed):
     """Length of the linear warm-up."""
     weight_decay: Ramp
     """Cosine from start to end; none on biases, 1-d weights, class and mask tokens."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates."""
     ema: Ramp = Ramp(start=0.996, end=1.0)
     """Momentum of the target encoder: linear, m_t = start + (end - start) t / (T - 1)."""
@@ -99,6 +99,15 @@ class SelectionSettings(Closed):
     """Part of the training set that the neighbours come from."""
     query_fraction: float = Field(0.02, gt=0, lt=1)
     """Held-out part of the training set that is classified; never validation images."""
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        if self.bank_fraction + self.query_fraction > 1:
+            raise ValueError(
+                f"bank_fraction {self.bank_fraction} and query_fraction {self.query_fraction} are disjoint parts of "
+                "the training set: together at most 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _percent(self) -> Self:

@@ -3,11 +3,12 @@
 Everything is summed on the device; the host reads it at log points only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.rank import feature_std, rankme
@@ -16,6 +17,21 @@ from dseq_jepa.training.distributed import World, all_sum, gather
 from dseq_jepa.training.settings import CollapseGuard
 
 IDS_SHOWN = 16
+KINDS = ("block", "region", "step")
+"""What a group can be: a random block, a region predicted on its own, or a step of a sequence."""
+_NEVER = torch.iinfo(torch.long).max
+
+
+@torch.no_grad()
+def finite_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether all gradients are numbers: a flag on the device; of a sharded run, about this rank's shards.
+
+    By their norms, which read every entry once in one fused pass. An entry above 1e19, whose square is infinite, is
+    no number either: AdamW, which keeps squares, would never move that weight again.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    shards = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    return torch.stack(torch._foreach_norm(shards)).isfinite().all()
 
 
 class Interval:
@@ -28,37 +44,48 @@ class Interval:
         """Values whose mean over steps is shown."""
         self.counts: dict[str, Tensor] = {}
         """Values that are shown as ratios of one another."""
-        self._first_bad = torch.full((), -1, dtype=torch.long, device=world.device)
+        self._first_bad_2 = torch.full((2,), _NEVER, device=world.device)
+        """First step whose loss, and first whose gradients, were no numbers."""
         self._recent: list[tuple[int, float, Sequence[int]]] = []
 
-    def add(self, parts: Sequence[StepOutput], step: int, learning_rate: float, ids: Sequence[int]) -> None:
-        """Count one step, which was computed in one or more parts."""
+    def add(
+        self, parts: Sequence[StepOutput], finite: Tensor, step: int, learning_rate: float, ids: Sequence[int]
+    ) -> None:
+        """Count one step, which was computed in one or more parts; `finite`: whether its gradients are."""
         self.steps += 1
         for output in parts:
             for name, value in _means(output).items():
                 self.sums[name] = self.sums.get(name, 0) + value / len(parts)
             for name, value in _counts(output).items():
                 self.counts[name] = self.counts.get(name, 0) + value
-            bad = ~torch.isfinite(output.loss.detach()) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, step, self._first_bad)
+        finite_loss = torch.stack([output.loss.detach() for output in parts]).isfinite().all()
+        now_2 = torch.where(torch.stack([finite_loss, finite]), _NEVER, step)
+        self._first_bad_2 = torch.minimum(self._first_bad_2, now_2)
         self._recent.append((step, learning_rate, ids))
 
     def check(self) -> None:
-        """Stop the run if any step since the last look had a loss that is no number, on any rank.
+        """Stop the run if any step since the last look had a loss or a gradient that is no number, on any rank.
+
+        A gradient counts by itself: one step later it has made the weights NaN, and the loss would tell too late for a
+        state that is saved between the two.
 
         Raises:
             UserError: with the step, its learning rate and its images' ids.
 
         """
         recent, self._recent = self._recent, []
-        if not int(all_sum((self._first_bad >= 0).long())):
+        if not int(all_sum((self._first_bad_2 < _NEVER).any().long())):
             return
-        if self._first_bad < 0:
+        firsts = gather(self._first_bad_2.tolist())
+        first = min(min(of_rank) for of_rank in firsts)
+        losses = [loss == first for loss, _ in firsts]
+        if any(losses) and not losses[self.world.rank]:
             raise UserError("another rank's loss became NaN or infinite; its own message has the step and the images.")
-        step, rate, ids = next(entry for entry in recent if entry[0] == int(self._first_bad))
+        what = "the loss" if any(losses) else "a gradient, but not the loss,"
+        step, rate, ids = next(entry for entry in recent if entry[0] == first)
         shown = ", ".join(map(str, ids[:IDS_SHOWN])) + (", ..." if len(ids) > IDS_SHOWN else "")
         raise UserError(
-            f"step {step}: the loss became NaN or infinite at learning rate {rate:.3g}, images {shown}. No state was "
+            f"step {step}: {what} became NaN or infinite at learning rate {rate:.3g}, images {shown}. No state was "
             "saved after it: lower the rate or look at these images, then run the same command to go on from the last "
             "good state."
         )
@@ -69,9 +96,9 @@ class Interval:
         means = {name: float(all_sum(value)) / steps for name, value in sorted(self.sums.items())}
         counts: dict[str, Any] = {name: all_sum(value).tolist() for name, value in sorted(self.counts.items())}
         self.steps, self.sums, self.counts = 0, {}, {}
-        for i, (images, loss) in enumerate(zip(counts["group images"], counts["group loss"], strict=True), start=1):
-            if images:
-                means[f"loss_group_{i}"] = loss / images
+        for kind in KINDS:
+            of_groups = zip(counts[f"images with {kind}"], counts[f"loss of {kind}"], strict=True)
+            means |= {f"loss_{kind}_{i}": loss / images for i, (images, loss) in enumerate(of_groups, 1) if images}
         if counts.get("region images"):
             means["regions_per_image"] = counts["regions"] / counts["region images"]
             means["patches_per_region"] = counts["region patches"] / (counts["regions"] - counts["region images"])
@@ -113,13 +140,25 @@ def _means(output: StepOutput) -> dict[str, Tensor]:
 
 
 def _counts(output: StepOutput) -> dict[str, Tensor]:
-    values = {"group loss": output.group_loss_G * output.group_images_G, "group images": output.group_images_G}
+    values: dict[str, Tensor] = {}
+    for kind, of_kind_B in _kinds(output).items():
+        loss_BG = torch.where(of_kind_B[:, None], output.group_loss_BG, torch.nan)
+        values[f"loss of {kind}"] = loss_BG.nansum(0)
+        values[f"images with {kind}"] = (~loss_BG.isnan()).sum(0)
     if output.ranks_BT is not None:
         last_B1 = output.ranks_BT.amax(1, keepdim=True)
         values["region images"] = (last_B1 > 0).sum()
         values["regions"] = last_B1.sum()
         values["region patches"] = (output.ranks_BT < last_B1).sum()
     return values
+
+
+def _kinds(output: StepOutput) -> dict[str, Tensor]:
+    """Which images' groups are of which kind: the i-th random block and the i-th step are different tasks."""
+    flat_B, regional_B = output.flat_B, output.discriminative_B
+    if regional_B is None:
+        regional_B = torch.zeros_like(flat_B)
+    return dict(zip(KINDS, (flat_B & ~regional_B, flat_B & regional_B, ~flat_B), strict=True))
 
 
 class CollapseWatch:
