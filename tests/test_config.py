@@ -175,6 +175,8 @@ DANGLING = {
     "no visible context": (("methods", "i-jepa", "blocks", "min_context"), 60, "visible patches cannot be kept"),
     "contrastive parts": (("recipes", "pretrain-mini", "accumulation"), 2, "its statistics are over the whole batch"),
     "warm-up": (("recipes", "pretrain-mini", "warmup_epochs"), 3000, "longer than the"),
+    "epochs twice": (("evaluations", "cub-linear", "epochs"), [28, 28], "epochs [28, 28] name one twice"),
+    "epochs that are no list": (("evaluations", "cub-linear", "epochs"), 28, "evaluations.cub-linear.epochs"),
     "milestone": (("evaluations", "cub-linear", "milestones"), [8, 4], "must rise"),
     "milestone after the end": (("evaluations", "cub-linear", "milestones"), [800], "must rise within"),
     "small resize": (("evaluations", "cub-linear", "test_resize"), 64, "greater than or equal to 224"),

@@ -106,8 +106,12 @@ def test_the_paper_has_official_counts_and_the_schedule_of_its_appendix(paper: E
     assert [round(base.epochs * percent / 100) for percent in paper.selection.keep_percent] == [150, 300, 450, 600]
     assert (huge.sharding, huge.activation_checkpointing) == ("fsdp", True)
     probe = paper.evaluations["imagenet-linear"]
-    assert (probe.features[0], probe.epochs, probe.milestones) == ("last4", 28, (8, 16, 24))
+    assert (probe.features[0], probe.epochs, probe.milestones) == ("last4", [28], (8, 16, 24))
     assert [probe.resize_for(size) for size in (224, 448)] == [256, 512]
+    for name in ("cub-linear", "cars-linear"):
+        small = paper.evaluations[name]
+        assert min(len(small.epochs), len(small.learning_rates)) > 1
+        assert min(small.epochs) > 2 * probe.epochs[0]
 
 
 def test_the_paper_fine_tunes_by_mae_and_segments_by_mmsegmentation(paper: Experiment):
