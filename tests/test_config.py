@@ -193,6 +193,8 @@ DANGLING = {
     "beta": (("recipes", "pretrain-mini", "betas"), [0.9, 1.0], "recipes.pretrain-mini.betas.1: input should be less"),
     "beta of an evaluation": (("evaluations", "coco-detect", "betas"), [-0.1, 0.9], "coco-detect.betas.0"),
     "warm-up": (("recipes", "pretrain-mini", "warmup_epochs"), 3000, "longer than the"),
+    "epochs twice": (("evaluations", "cub-linear", "epochs"), [28, 28], "epochs [28, 28] name one twice"),
+    "epochs that are no list": (("evaluations", "cub-linear", "epochs"), 28, "evaluations.cub-linear.epochs"),
     "milestone": (("evaluations", "cub-linear", "milestones"), [8, 4], "must rise"),
     "milestone after the end": (("evaluations", "cub-linear", "milestones"), [800], "must rise within"),
     "small resize": (("evaluations", "cub-linear", "test_resize"), 64, "greater than or equal to 224"),

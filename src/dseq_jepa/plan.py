@@ -173,7 +173,7 @@ def _evaluation(experiment: Experiment, model: Model, job: AnyEvaluateJob, step:
         if images is None or entry.kind == "cost":
             continue
         if isinstance(entry, ProbeSettings):
-            forwards += images * (entry.epochs if entry.augment else 1)
+            forwards += images * (entry.most_passes if entry.augment else 1)
         elif entry.kind == "finetune":
             forwards += TRAIN_PASSES * images * entry.epochs
         elif entry.kind == "segment":

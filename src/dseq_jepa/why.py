@@ -208,7 +208,7 @@ def _measurement(source: Source, metric: str, made: dict[str, Any]) -> Link:
         link.warnings.append(f"no evaluation in this file has the value {source.value:g} any more")
         return link
     link.title = f"Measurement {name}"
-    shown = {key: found[key] for key in ("value", "n", "chance", "features", "learning_rate") if key in found}
+    shown = {key: found[key] for key in ("value", "n", "chance", "features", "epochs", "learning_rate") if key in found}
     link.facts.insert(0, ", ".join(f"{key} {value}" for key, value in shown.items()))
     return link
 

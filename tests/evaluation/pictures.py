@@ -65,7 +65,7 @@ def probe(data: str, **changes: Any) -> ProbeSettings:
     plain: dict[str, Any] = {
         "kind": "probe",
         "data": data, "features": ["last4"], "learning_rates": [0.5], "scale_rate_per": None, "weight_decay": 0.0,
-        "epochs": 8, "batch_size": 16, "augment": False,
+        "epochs": [8], "batch_size": 16, "augment": False,
     }  # fmt: skip
     return ProbeSettings.model_validate(plain | changes)
 

@@ -68,7 +68,7 @@ def test_separable_pictures_reach_100_percent_and_all_is_counted(
     evaluations = {
         "linear": probe("imagenet", features=["last4", "last"]),
         "count": probe("clevr", target="count", features=["cls", "mean"], optimizer="adamw", schedule="cosine",
-                       learning_rates=[0.02], epochs=40, batch_norm=True, test_resize=None),
+                       learning_rates=[0.02], epochs=[40], batch_norm=True, test_resize=None),
     }  # fmt: skip
     evaluate(job(data, evaluations), weights, tmp_path)
     found = metrics(tmp_path)
@@ -76,7 +76,8 @@ def test_separable_pictures_reach_100_percent_and_all_is_counted(
     linear, count = found["evaluations"]["linear"], found["evaluations"]["count"]
     assert (linear["value"], linear["n"], linear["chance"], linear["features"]) == (100.0, 20, 25.0, "last4")
     assert (count["value"], count["n"], count["features"], count["metric"]) == (100.0, 12, "cls", "top1")
-    assert [(head["features"], head["holdout_top1"]) for head in linear["heads"]] == [("last4", None), ("last", None)]
+    assert [(head["features"], head["epochs"]) for head in linear["heads"]] == [("last4", 8), ("last", 8)]
+    assert linear["sweep"] == []
     with gzip.open(tmp_path / "records.csv.gz", "rt") as file:
         rows = list(csv.DictReader(file))
     assert [row["evaluation"] for row in rows] == ["count"] * 12 + ["linear"] * 20
@@ -87,7 +88,7 @@ def test_separable_pictures_reach_100_percent_and_all_is_counted(
 
 def test_the_same_job_gives_the_same_bytes(data: dict[str, DatasetSettings], weights: Path, tmp_path: Path) -> None:
     for out in ("a", "b"):
-        evaluate(job(data, {"linear": probe("imagenet", augment=True, epochs=2)}), weights, tmp_path / out)
+        evaluate(job(data, {"linear": probe("imagenet", augment=True, epochs=[2])}), weights, tmp_path / out)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert (tmp_path / "a" / "records.csv.gz").read_bytes() == (tmp_path / "b" / "records.csv.gz").read_bytes()
 
@@ -110,28 +111,42 @@ def test_augmented_training_encodes_each_image_once_per_epoch_for_all_heads(
     data: dict[str, DatasetSettings], weights: Path, tmp_path: Path
 ) -> None:
     sweep = probe(
-        "imagenet", augment=True, epochs=3, batch_size=8, features=["last4", "last"], learning_rates=[0.1, 0.5, 1.0],
-        holdout_fraction=0.2,
+        "imagenet", augment=True, epochs=[1, 3], learning_rates=[0.1, 0.5, 1.0], batch_size=8,
+        features=["last4", "last"], holdout_fraction=0.2,
     )  # fmt: skip
     group = Group(job(data, {"sweep": sweep}), weights, tmp_path, ALONE)
     seen = images_through(group)
     next(seen)
     group.run()
     held = round(0.2 * 48)
-    assert next(seen) == 20 + held + 3 * ((48 - held) // 8 * 8)
-    assert len(metrics(tmp_path)["evaluations"]["sweep"]["heads"]) == 6
+    result = metrics(tmp_path)["evaluations"]["sweep"]
+    assert next(seen) == 20 + held + 3 * ((48 - held) // 8 * 8) + max(head["epochs"] for head in result["heads"]) * 48
+    assert [(head["features"], len(result["sweep"])) for head in result["heads"]] == [("last4", 12), ("last", 12)]
 
 
-def test_a_sweep_chooses_on_held_out_training_images(
+def test_a_sweep_chooses_on_held_out_training_images_and_reports_what_all_of_train_gives(
     data: dict[str, DatasetSettings], weights: Path, tmp_path: Path
 ) -> None:
-    sweep = probe("imagenet", learning_rates=[1e-6, 0.5], features=["last4", "last"], holdout_fraction=0.25)
-    evaluate(job(data, {"sweep": sweep}), weights, tmp_path)
-    result = metrics(tmp_path)["evaluations"]["sweep"]
-    on_last4 = [head for head in result["heads"] if head["features"] == "last4"]
-    assert result["learning_rate"] == max(on_last4, key=lambda head: head["holdout_top1"])["learning_rate"] == 0.5
-    assert result["value"] == on_last4[1]["top1"]
-    assert on_last4[0]["holdout_top1"] < on_last4[1]["holdout_top1"]
+    sweep = probe("imagenet", learning_rates=[1e-6, 0.5], epochs=[8, 1], features=["last4"], holdout_fraction=0.25)
+    evaluate(job(data, {"sweep": sweep}), weights, tmp_path / "sweep")
+    result = metrics(tmp_path / "sweep")["evaluations"]["sweep"]
+    held = {(row["epochs"], row["learning_rate"]): row["holdout_top1"] for row in result["sweep"]}
+    best = max(held, key=lambda candidate: held[candidate])
+    assert list(held) == [(8, 1e-6), (8, 0.5), (1, 1e-6), (1, 0.5)]
+    assert held[8, 0.5] > held[8, 1e-6]
+    assert [(row["epochs"], row["learning_rate"]) for row in result["sweep"] if row["chosen"]] == [best]
+    assert (result["epochs"], result["learning_rate"]) == best == (8, 0.5)
+    evaluate(job(data, {"alone": probe("imagenet")}), weights, tmp_path / "alone")
+    alone = metrics(tmp_path / "alone")["evaluations"]["alone"]
+    assert (alone["epochs"], alone["learning_rate"]) == best
+    assert result["heads"] == alone["heads"]
+    logged = [
+        {line["step"] - offset: line["values"][f"{name}/loss"] for line in read(tmp_path / out / "journal.jsonl")
+         if f"{name}/loss" in line.get("values", {})}
+        for out, name, offset in (("sweep", "sweep/last4/chosen", 8), ("alone", "alone/last4/lr0.5", 0))
+    ]  # fmt: skip
+    assert len(logged[0]) == 8
+    assert logged[0] == logged[1]
 
 
 def interrupted(job_: ProbeJob, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -152,22 +167,31 @@ def interrupted(job_: ProbeJob, weights: Path, out: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(("saves", "sweep_done", "epoch"), [(3, False, 3), (6, True, 0), (8, True, 2)])
 def test_a_stopped_group_goes_on_where_it_was(
-    data: dict[str, DatasetSettings], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: bool
+    data: dict[str, DatasetSettings],
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    augment: bool,
+    saves: int,
+    sweep_done: bool,
+    epoch: int,
 ) -> None:
     group = job(
         data,
         {
-            "first": probe("imagenet", epochs=3),
-            "second": probe("imagenet", epochs=6, augment=augment, learning_rates=[0.1, 0.5], milestones=(2,)),
+            "first": probe("imagenet", epochs=[3]),
+            "second": probe("imagenet", epochs=[6, 4], augment=augment, learning_rates=[0.1, 0.5], milestones=(2,)),
         },
     )
     evaluate(group, weights, tmp_path / "whole")
-    interrupted(group, weights, tmp_path / "parts", monkeypatch, after=2 + 3)
+    interrupted(group, weights, tmp_path / "parts", monkeypatch, after=2 + saves)
     assert not (tmp_path / "parts" / "metrics.json").exists()
     resumed = Group(group, weights, tmp_path / "parts", ALONE)
     assert list(resumed.outcomes) == ["first"]
-    assert resumed.begun["second"]["epoch"] == 3
+    assert resumed.begun["second"]["epoch"] == epoch
+    assert bool(resumed.begun["second"]["held_top1"]) == sweep_done
     resumed.run()
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert (tmp_path / "parts" / "records.csv.gz").read_bytes() == (tmp_path / "whole" / "records.csv.gz").read_bytes()
@@ -181,7 +205,7 @@ def test_a_stopped_group_goes_on_where_it_was(
 def test_a_changed_encoder_or_setting_starts_over(
     data: dict[str, DatasetSettings], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = job(data, {"first": probe("imagenet", epochs=3)})
+    group = job(data, {"first": probe("imagenet", epochs=[3])})
     interrupted(group, weights, tmp_path / "out", monkeypatch, after=2)
     other = export(encoder(class_token=False), tmp_path / "other")
     assert digest(group, other) != digest(group, weights)
@@ -245,9 +269,9 @@ def test_two_ranks_measure_what_one_does(data: dict[str, DatasetSettings], weigh
         data,
         {
             "augmented": probe(
-                "imagenet", augment=True, epochs=3, features=["last4", "last"], learning_rates=[0.1, 0.5]
+                "imagenet", augment=True, epochs=[1, 3], features=["last4", "last"], learning_rates=[0.1, 0.5]
             ),
-            "count": probe("clevr", target="count", features=["cls"], epochs=5),
+            "count": probe("clevr", target="count", features=["cls"], epochs=[5]),
         },
     )
     for ranks in (1, 2):
@@ -273,8 +297,8 @@ def test_a_killed_job_goes_on(data: dict[str, DatasetSettings], weights: Path, t
     group = job(
         data,
         {
-            "a-short": probe("imagenet", epochs=2),
-            "b-long": probe("imagenet", augment=True, epochs=60, milestones=(20,)),
+            "a-short": probe("imagenet", epochs=[2]),
+            "b-long": probe("imagenet", augment=True, epochs=[60], milestones=(20,)),
         },
     )
     evaluate(group, weights, tmp_path / "whole")

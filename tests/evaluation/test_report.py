@@ -8,21 +8,30 @@ import pytest
 from dseq_jepa.data.catalog import Split
 from dseq_jepa.data.names import Names
 from dseq_jepa.evaluation.heads import HeadSettings
-from dseq_jepa.evaluation.report import best_constant, choose, head_rows, record_lines, top1, write_records
+from dseq_jepa.evaluation.report import (
+    best_constant,
+    head_rows,
+    record_lines,
+    sweep_rows,
+    top1,
+    winners,
+    write_records,
+)
 
-MEMBERS = [HeadSettings("last4", 0.1), HeadSettings("last4", 0.3), HeadSettings("last", 0.1), HeadSettings("last", 0.3)]
+MEMBERS = [HeadSettings(kind, epochs, 0.1) for kind in ("last4", "last") for epochs in (10, 30)]
 
 
-def test_the_reported_head_is_the_best_on_held_out_images_among_the_first_features() -> None:
-    assert choose(MEMBERS, [50.0, 60.0, 99.0, 70.0]) == 1
-    assert choose(MEMBERS, [60.0, 60.0, 99.0, 70.0]) == 0
-    assert choose(MEMBERS[::2], None) == 0
+def test_of_each_kind_of_features_the_best_on_held_out_images_wins_and_of_equals_the_first() -> None:
+    assert winners(MEMBERS, [50.0, 60.0, 99.0, 70.0]) == [1, 2]
+    assert winners(MEMBERS, [60.0, 60.0, 69.0, 70.0]) == [0, 3]
 
 
-def test_every_head_is_listed_with_both_accuracies() -> None:
-    rows = head_rows(MEMBERS, [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0])
-    assert rows[2] == {"features": "last", "learning_rate": 0.1, "holdout_top1": 3.0, "top1": 7.0}
-    assert head_rows(MEMBERS, None, [5.0, 6.0, 7.0, 8.0])[0]["holdout_top1"] is None
+def test_every_head_and_every_candidate_is_listed_with_its_accuracy() -> None:
+    row = {"features": "last", "epochs": 10, "learning_rate": 0.1}
+    assert head_rows(MEMBERS, [5.0, 6.0, 7.0, 8.0])[2] == row | {"top1": 7.0}
+    swept = sweep_rows(MEMBERS, [1.0, 2.0, 4.0, 3.0])
+    assert swept[2] == row | {"holdout_top1": 4.0, "chosen": True}
+    assert [entry["chosen"] for entry in swept] == [False, True, True, False]
 
 
 def test_accuracy_and_chance_are_in_percent() -> None:

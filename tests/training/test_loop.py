@@ -80,15 +80,18 @@ def assert_same_run(out: Path, expected: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", ["dseq-jepa", "dseq-c-jepa"])
 def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bits(
-    pictures: Path, undisturbed: Path, tmp_path: Path
+    method: str, pictures: Path, tmp_path: Path
 ) -> None:
-    settings = job(pictures, save_every_minutes=FAST)
-    states = tmp_path / "state" / settings.digest
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
+    pretrain(job(pictures, method), undisturbed)
+    settings = job(pictures, method, save_every_minutes=FAST)
+    states = out / "state" / settings.digest
     rng = np.random.default_rng(0)
     kills = 0
     for after in (3, 9, 16):
-        victim = process(settings, tmp_path)
+        victim = process(settings, out)
         while victim.poll() is None:
             newest = max((int(p.stem.split("-")[1]) for p in states.glob("state-*.json")), default=0)
             if newest >= after:
@@ -99,8 +102,9 @@ def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bits(
         victim.communicate()
         kills += victim.returncode == -signal.SIGKILL
     assert kills == 3
-    assert process(settings, tmp_path).wait() == 0
-    assert_same_run(tmp_path, undisturbed)
+    assert process(settings, out).wait() == 0
+    assert_same_run(out, undisturbed)
+    assert any("projector" in name for name in load_file(out / checkpoint_name(100))) == ("-c-" in method)
 
 
 @pytest.mark.slow

@@ -48,9 +48,13 @@ def test_two_ranks_give_the_losses_and_gradients_of_one(pictures: Path, tmp_path
             torch.testing.assert_close(two["gradients"][parameter], gradient, rtol=1e-5, atol=1e-5, msg=parameter)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_a_whole_run_on_two_ranks_follows_the_run_on_one(sharding: str, pictures: Path, tmp_path: Path) -> None:
-    settings = job(pictures, sharding=sharding)
+@pytest.mark.parametrize(
+    ("method", "sharding"), [("dseq-jepa", "none"), ("dseq-jepa", "fsdp"), ("dseq-c-jepa", "none")]
+)
+def test_a_whole_run_on_two_ranks_follows_the_run_on_one(
+    method: str, sharding: str, pictures: Path, tmp_path: Path
+) -> None:
+    settings = job(pictures, method, sharding=sharding)
     pretrain(settings, tmp_path / "one")
     torchrun(2, "tests.training.runs", str(pictures), str(tmp_path / "two"), settings.to_json())
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")

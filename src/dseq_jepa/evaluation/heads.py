@@ -1,16 +1,18 @@
 """Linear heads on frozen features, all of a probe trained at once (docs/protocols.md 3).
 
-    heads = Heads(settings, {"last4": 3072, "last": 768}, classes=1000, device=device, seed=0)
-    heads.step({"last4": x_BF, "last": y_BF}, labels_B, progress=0.0, epoch=0)
+    heads = Heads(settings, candidates(settings), {"last4": 3072, "last": 768}, classes=1000, device=device, seed=0)
+    heads.step({"last4": x_BF, "last": y_BF}, labels_B, step=0, epoch_steps=100)
     predicted_HN = heads.predict({"last4": x_NF, "last": y_NF})
 
-A head is one kind of features and one learning rate. Heads share nothing but the features and their normalisation, so
-each is trained as if it were alone. B images on this rank, F feature width, C classes, L learning rates, H heads.
+A head is one kind of features, a number of epochs and a learning rate. Heads share nothing but the features and their
+normalisation, so each is trained as if it were alone, and one whose epochs are over stays as it is. B images on this
+rank, F feature width, C classes, L learning rates, H heads, R of them running.
 """
 
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -35,8 +37,19 @@ class HeadSettings:
     """Which head."""
 
     features: Features
+    epochs: int
     learning_rate: float
     """As configured, before scaling with the batch."""
+
+
+def candidates(settings: ProbeSettings) -> list[HeadSettings]:
+    """Every head of a probe, in the order features x epochs x learning rates."""
+    return [
+        HeadSettings(kind, epochs, rate)
+        for kind in settings.features
+        for epochs in settings.epochs
+        for rate in settings.learning_rates
+    ]
 
 
 class FeatureNorm(nn.Module):
@@ -73,14 +86,17 @@ class FeatureNorm(nn.Module):
 
 
 class LinearHeads(nn.Module):
-    """The heads of one kind of features: L linear layers that start alike."""
+    """The heads of one kind of features and one number of epochs: L linear layers that start alike."""
 
-    def __init__(self, width: int, classes: int, count: int, norm: FeatureNorm | None, seed: int) -> None:
+    def __init__(
+        self, members: Sequence[HeadSettings], width: int, classes: int, norm: FeatureNorm | None, seed: int
+    ) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        self.features, self.epochs = members[0].features, members[0].epochs
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.features} {seed}".encode()))
         weight_FC = 0.01 * torch.randn(width, classes, generator=generator)
-        self.weights = nn.ParameterList(weight_FC.clone() for _ in range(count))
-        self.biases = nn.ParameterList(torch.zeros(classes) for _ in range(count))
+        self.weights = nn.ParameterList(weight_FC.clone() for _ in members)
+        self.biases = nn.ParameterList(torch.zeros(classes) for _ in members)
         self.norm = norm
 
     def forward(self, x_BF: Tensor) -> Tensor:
@@ -92,11 +108,12 @@ class LinearHeads(nn.Module):
 
 
 class Heads(nn.Module):
-    """Every head of a probe with its optimizer and schedule, in the order features x learning rates."""
+    """Heads with their optimizer and schedules."""
 
     def __init__(
         self,
         settings: ProbeSettings,
+        members: Sequence[HeadSettings],
         widths: Mapping[Features, int],
         classes: int,
         *,
@@ -104,63 +121,70 @@ class Heads(nn.Module):
         seed: int,
         reduce: Reduce = alone,
     ) -> None:
+        """`members` are together when they have features and epochs in common."""
         super().__init__()
         self.protocol = settings
         self.reduce = reduce
-        self.members = [HeadSettings(kind, rate) for kind in settings.features for rate in settings.learning_rates]
-        rates = len(settings.learning_rates)
-        self.groups = nn.ModuleDict()
-        for kind in settings.features:
-            norm = FeatureNorm(widths[kind], reduce) if settings.batch_norm else None
-            group_seed = zlib.crc32(f"{kind} {seed}".encode())
-            self.groups[kind] = LinearHeads(widths[kind], classes, rates, norm, group_seed)
+        self.members = list(members)
+        self.epochs = max(member.epochs for member in members)
+        self.groups = nn.ModuleList()
+        for _, alike in itertools.groupby(self.members, key=lambda member: (member.features, member.epochs)):
+            together = list(alike)
+            width = widths[together[0].features]
+            norm = FeatureNorm(width, reduce) if settings.batch_norm else None
+            self.groups.append(LinearHeads(together, width, classes, norm, seed))
         self.to(device)
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         scale = self.protocol.batch_size / self.protocol.scale_rate_per if self.protocol.scale_rate_per else 1.0
-        members = iter(self.members)
+        layers = [layer for group in self._groups() for layer in zip(group.weights, group.biases, strict=True)]
         groups = [
-            {"params": [weight, bias], "lr": (peak := scale * next(members).learning_rate), "peak": peak}
-            for _, group in self._by_kind()
-            for weight, bias in zip(group.weights, group.biases, strict=True)
+            {"params": list(layer), "peak": scale * member.learning_rate, "epochs": member.epochs}
+            for member, layer in zip(self.members, layers, strict=True)
         ]
         decay = self.protocol.weight_decay
         if self.protocol.optimizer == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=decay)
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=decay)
+            return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=decay)
 
-    def step(self, features: FeaturesOf, labels_B: Tensor, *, epoch: int, progress: float) -> tuple[Tensor, Tensor]:
-        """One optimisation step of every head.
+    def running(self, epoch: int) -> list[HeadSettings]:
+        """The heads that are trained in an epoch, from 0."""
+        return [member for member in self.members if epoch < member.epochs]
+
+    def step(self, features: FeaturesOf, labels_B: Tensor, *, step: int, epoch_steps: int) -> tuple[Tensor, Tensor]:
+        """One optimisation step of every head that is still running.
 
         Args:
             features: this rank's part of the batch.
             labels_B: likewise.
-            epoch: from 0.
-            progress: completed part of all steps, in [0, 1).
+            step: from 0.
+            epoch_steps: steps of an epoch.
 
         Returns:
-            loss_H, correct_H: summed over this rank's images, on the device, no gradient.
+            loss_R, correct_R: of the R running heads, summed over this rank's images, on the device, no gradient.
 
         """
         self.train()
-        factor = self._rate_factor(epoch, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        logits_HBC = torch.cat([group(features[kind]) for kind, group in self._by_kind()])
-        heads, batch, _ = logits_HBC.shape
-        loss_HB = F.cross_entropy(logits_HBC.flatten(0, 1), labels_B.repeat(heads), reduction="none").view(heads, batch)
+        for layer in self.optimizer.param_groups:
+            layer["lr"] = layer["peak"] * self._rate_factor(layer["epochs"], step, epoch_steps)
+        groups = [group for group in self._groups() if step // epoch_steps < group.epochs]
+        logits_RBC = torch.cat([group(features[group.features]) for group in groups])
+        heads, batch, _ = logits_RBC.shape
+        loss_RB = F.cross_entropy(logits_RBC.flatten(0, 1), labels_B.repeat(heads), reduction="none").view(heads, batch)
         images = self.reduce(labels_B.new_tensor([len(labels_B)], dtype=torch.float32))
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_HB.sum() / images[0])
+        self.optimizer.zero_grad(set_to_none=True)  # a layer without gradient is left alone
+        torch.autograd.backward(loss_RB.sum() / images[0])
         self._share_gradients()
         self.optimizer.step()
-        return loss_HB.detach().sum(dim=1), (logits_HBC.detach().argmax(dim=2) == labels_B).sum(dim=1)
+        return loss_RB.detach().sum(dim=1), (logits_RBC.detach().argmax(dim=2) == labels_B).sum(dim=1)
 
-    def _rate_factor(self, epoch: int, progress: float) -> float:
+    def _rate_factor(self, epochs: int, step: int, epoch_steps: int) -> float:
+        """Of a head of so many epochs; milestones are those of the longest schedule of the protocol."""
         if self.protocol.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
-        return float(0.1 ** sum(epoch >= milestone for milestone in self.protocol.milestones))
+            return 0.5 * (1 + math.cos(math.pi * step / (epochs * epoch_steps)))
+        epoch, longest = step // epoch_steps, max(self.protocol.epochs)
+        return float(0.1 ** sum(epoch * longest >= milestone * epochs for milestone in self.protocol.milestones))
 
     def _share_gradients(self) -> None:
         if self.reduce is alone:
@@ -178,9 +202,9 @@ class Heads(nn.Module):
         images = len(next(iter(features.values())))
         parts = []
         for begin in range(0, images, chunk):
-            logits = [group(features[kind][begin : begin + chunk]) for kind, group in self._by_kind()]
+            logits = [group(features[group.features][begin : begin + chunk]) for group in self._groups()]
             parts.append(torch.cat(logits).argmax(dim=2))
         return torch.cat(parts, dim=1)
 
-    def _by_kind(self) -> list[tuple[Features, LinearHeads]]:
-        return [(kind, cast(LinearHeads, self.groups[kind])) for kind in self.protocol.features]
+    def _groups(self) -> list[LinearHeads]:
+        return cast(list[LinearHeads], list(self.groups))

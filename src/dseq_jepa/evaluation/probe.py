@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.epochs import AugmentedPictures, Epochs, KeptFeatures
 from dseq_jepa.evaluation.features import Collected, FrozenEncoder
-from dseq_jepa.evaluation.heads import Heads
+from dseq_jepa.evaluation.heads import Heads, HeadSettings, candidates
 from dseq_jepa.evaluation.resume import Kept, Outcome, digest
-from dseq_jepa.evaluation.settings import ProbeSettings
 from dseq_jepa.evaluation.sharing import SharedFeatures
 from dseq_jepa.evaluation.slices import stratified_holdout
 from dseq_jepa.fence import Fence
@@ -68,23 +67,26 @@ def evaluate(job: ProbeJob, encoder: Path, out: Path) -> Path:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """What a probe learns from and is judged on."""
+class Training:
+    """Heads that learn together from some of the training pictures: candidates of a sweep, or what is reported."""
 
-    epochs: Epochs
-    test: Collected
-    held: Collected | None
-    """The slice of train that a sweep chooses on; None: one candidate, which learns from all of train."""
-    skipped: int
-    """Unreadable pictures, those of augmented training apart."""
+    name: str
+    """Of the evaluation."""
+    members: list[HeadSettings]
+    ids: NDArray[np.int64]
+    began: float
+    """When the evaluation did, on the monotonic clock, as if no process of it had been killed."""
+    held_top1: list[float] | None = None
+    """What the sweep before it found on held-out pictures; None: no sweep, or this is it."""
 
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """How every head did on the training batches of an epoch."""
+    """How every head that is still running did on the training batches of an epoch."""
 
     done: int
     """Epochs since the start."""
+    members: list[HeadSettings]
     losses: list[float]
     top1: list[float]
 
@@ -112,7 +114,7 @@ class Group:
         positions += [state["journal"] for state in self.begun.values()]
         leave_behind(self.out / "journal.jsonl")
         journal = Journal.resume(self.out / "journal.jsonl", max(positions, default=0))
-        steps = max(settings.epochs for settings in self.job.evaluations.values())
+        steps = max(settings.most_passes for settings in self.job.evaluations.values())
         journal.start(run_tags("evaluate", self.job) | {"group": self.job.group}, steps=steps)
         if not positions:
             journal.params(json.loads(self.job.to_json()))
@@ -137,98 +139,128 @@ class Group:
         return self.out / report.METRICS
 
     def _measure(self, name: str) -> Outcome:
-        began, settings = time.perf_counter(), self.job.evaluations[name]
-        material = self._material(name, settings)
-        train, val = self.shared.split(name, "train"), self.shared.split(name, "val")
-        heads = Heads(
-            settings,
-            {kind: self.encoder.width(kind) for kind in settings.features},
-            len(train.class_names),
-            device=self.world.device,
-            seed=self.job.model.seed,
-            reduce=material.epochs.reduce,
-        )
-        seconds_before = self._train(name, heads, material.epochs)
-        held_top1 = None
-        if material.held is not None:
-            held_top1 = report.top1(_predictions(heads, material.held), train.labels[material.held.ids])
-        predicted_HN = _predictions(heads, material.test)
-        truth_N = val.labels[material.test.ids]
+        settings, state = self.job.evaluations[name], self.begun.get(name)
+        began = time.monotonic() - (state["seconds"] if state else 0.0)
+        val, test = self.shared.split(name, "val"), self._test(name)
+        members, held_top1, sweep = candidates(settings), None, []
+        if settings.sweeps:
+            held_top1 = state["held_top1"] if state and state["held_top1"] else self._sweep(name, members, began)
+            sweep = report.sweep_rows(members, held_top1)
+            members = [members[index] for index in report.winners(members, held_top1)]
+        everything = Training(name, members, self.shared.split(name, "train").ids, began, held_top1)
+        heads, skipped = self._trained(everything)
+        predicted_HN, truth_N = _predictions(heads, test), val.labels[test.ids]
         test_top1 = report.top1(predicted_HN, truth_N)
-        chosen = report.choose(heads.members, held_top1)
-        unreadable = torch.tensor(material.epochs.skipped, device=self.world.device)
         result = {
-            "value": test_top1[chosen],
+            "value": test_top1[0],
             "metric": "top1",
             "n": len(truth_N),
             "chance": report.best_constant(truth_N),
-            "features": heads.members[chosen].features,
-            "learning_rate": heads.members[chosen].learning_rate,
-            "heads": report.head_rows(heads.members, held_top1, test_top1),
-            "skipped_images": material.skipped + int(distributed.all_sum(unreadable)),
-            "seconds": round(seconds_before + time.perf_counter() - began, 3),
+            **asdict(members[0]),
+            "heads": report.head_rows(members, test_top1),
+            "sweep": sweep,
+            "skipped_images": test.skipped + skipped,
+            "seconds": round(time.monotonic() - began, 3),
         }
-        records = report.record_lines(name, val, material.test.ids, predicted_HN[chosen])
-        return self._keep(name, Outcome(result, records, 0))
+        records = report.record_lines(name, val, test.ids, predicted_HN[0])
+        return self._keep(name, Outcome(result, records, 0), self._passes_before(everything) + heads.epochs)
 
-    def _keep(self, name: str, outcome: Outcome) -> Outcome:
+    def _keep(self, name: str, outcome: Outcome, step: int) -> Outcome:
         """Journal an outcome and store it for a process that comes after a kill."""
         if self.journal is None:
             return outcome
         values = {f"{name}/top1": outcome.result["value"], f"{name}/chance": outcome.result["chance"]}
-        self.journal.metrics(self.job.evaluations[name].epochs, values)
+        self.journal.metrics(step, values)
         outcome = Outcome(outcome.result, outcome.records, self.journal.sync())
         self.kept.keep(name, outcome)
         return outcome
 
-    def _material(self, name: str, settings: ProbeSettings) -> Material:
+    def _test(self, name: str) -> Collected:
         """Features of the test images come first, so that a broken encoder shows before any training."""
         test = self.shared.whole(name, "val")
         if not len(test.ids):
             raise UserError(f"evaluations.{name}: not one of the {test.skipped} test images can be decoded.")
-        train, seed = self.shared.split(name, "train"), self.job.model.seed
-        kept_ids, held_ids = train.ids, None
-        if len(settings.learning_rates) > 1:
-            kept_ids, held_ids = stratified_holdout(train.labels, settings.holdout_fraction, seed)
+        return test
+
+    def _sweep(self, name: str, members: list[HeadSettings], began: float) -> list[float]:
+        """Held-out accuracy of every candidate, the same on every rank: ranks that choose differently would part."""
+        settings, train = self.job.evaluations[name], self.shared.split(name, "train")
+        kept_ids, held_ids = stratified_holdout(train.labels, settings.holdout_fraction, self.job.model.seed)
+        if settings.augment:
+            held = self.shared.some(name, "train", held_ids)
+        else:
+            held = self.shared.whole(name, "train").only(held_ids)
+        heads, _ = self._trained(Training(name, members, kept_ids, began))
+        return distributed.from_main(report.top1(_predictions(heads, held), train.labels[held.ids]))
+
+    def _trained(self, training: Training) -> tuple[Heads, int]:
+        """The heads after their epochs, and how many of the pictures could not be read."""
+        name, settings, seed = training.name, self.job.evaluations[training.name], self.job.model.seed
+        train, unreadable = self.shared.split(name, "train"), 0
         epochs: Epochs
         if settings.augment:
-            held = None if held_ids is None else self.shared.some(name, "train", held_ids)
             epochs = AugmentedPictures(
-                self.encoder, train, kept_ids, settings, seed=seed, world=self.world, loading=self.job.loading
+                self.encoder, train, training.ids, settings, seed=seed, world=self.world, loading=self.job.loading
             )
-            return Material(epochs, test, held, test.skipped + (held.skipped if held else 0))
-        everything = self.shared.whole(name, "train")
-        kept = everything.only(kept_ids)
-        held = None if held_ids is None else everything.only(held_ids)
-        epochs = KeptFeatures(kept, train.labels[kept.ids], settings.batch_size, seed)
-        return Material(epochs, test, held, test.skipped + everything.skipped)
+        else:
+            kept = self.shared.whole(name, "train").only(training.ids)
+            epochs, unreadable = KeptFeatures(kept, train.labels[kept.ids], settings.batch_size, seed), kept.skipped
+        heads = Heads(
+            settings,
+            training.members,
+            {kind: self.encoder.width(kind) for kind in settings.features},
+            len(train.class_names),
+            device=self.world.device,
+            seed=seed,
+            reduce=epochs.reduce,
+        )
+        self._train(training, heads, epochs)
+        return heads, unreadable + self._all_skipped(epochs)
 
-    def _train(self, name: str, heads: Heads, epochs: Epochs) -> float:
-        """All remaining epochs of an evaluation; returns the seconds that an earlier process spent on it."""
-        settings, state = self.job.evaluations[name], self.begun.get(name)
-        start, seconds_before = 0, 0.0
-        if state is not None:
-            heads.load_state_dict(state["heads"])
-            heads.optimizer.load_state_dict(state["optimizer"])
-            epochs.skipped = state["skipped"] if self.world.is_main else 0
-            start, seconds_before = state["epoch"], state["seconds"]
-        began = saved = time.monotonic()
+    def _train(self, training: Training, heads: Heads, epochs: Epochs) -> None:
+        """All remaining epochs."""
+        name, before = training.name, self._passes_before(training)
+        start, saved = self._resume(training, heads, epochs), time.monotonic()
+        if training.held_top1 is not None and start == 0:
+            self._save(training, heads, done=0, skipped=0)  # a kill does not cost the sweep
 
         def after_epoch(summary: EpochSummary) -> None:
             nonlocal saved
             _require_a_finite_head(name, heads, summary)
-            skipped = int(distributed.all_sum(torch.tensor(epochs.skipped, device=self.world.device)))
+            skipped = self._all_skipped(epochs)
             if self.journal is None:
                 return
-            self.journal.metrics(summary.done, _journal_values(name, heads, summary))
-            if time.monotonic() - saved > SAVE_SECONDS and summary.done < settings.epochs:
+            self.journal.metrics(before + summary.done, _journal_values(training, summary))
+            if time.monotonic() - saved > SAVE_SECONDS and summary.done < heads.epochs:
                 saved = time.monotonic()
-                progress: dict[str, Any] = {"epoch": summary.done, "seconds": seconds_before + saved - began}
-                progress |= {"heads": heads.state_dict(), "optimizer": heads.optimizer.state_dict()}
-                self.kept.save_epochs(name, progress | {"skipped": skipped, "journal": self.journal.sync()})
+                self._save(training, heads, summary.done, skipped)
 
         run_epochs(heads, epochs, start, label=f"{name}: probe", world=self.world, after_epoch=after_epoch)
-        return seconds_before
+
+    def _resume(self, training: Training, heads: Heads, epochs: Epochs) -> int:
+        """Take over what an earlier process saved of this training; returns its finished epochs."""
+        state = self.begun.get(training.name)
+        if state is None or state["held_top1"] != training.held_top1:
+            return 0
+        heads.load_state_dict(state["heads"])
+        heads.optimizer.load_state_dict(state["optimizer"])
+        epochs.skipped = state["skipped"] if self.world.is_main else 0
+        return int(state["epoch"])
+
+    def _save(self, training: Training, heads: Heads, done: int, skipped: int) -> None:
+        if self.journal is None:
+            return
+        state: dict[str, Any] = {"epoch": done, "skipped": skipped, "held_top1": training.held_top1}
+        state |= {"heads": heads.state_dict(), "optimizer": heads.optimizer.state_dict()}
+        state |= {"seconds": time.monotonic() - training.began, "journal": self.journal.sync()}
+        self.kept.save_epochs(training.name, state)
+
+    def _all_skipped(self, epochs: Epochs) -> int:
+        return int(distributed.all_sum(torch.tensor(epochs.skipped, device=self.world.device)))
+
+    def _passes_before(self, training: Training) -> int:
+        """Epochs that a sweep had before this training: the journal's steps go on counting."""
+        return 0 if training.held_top1 is None else max(self.job.evaluations[training.name].epochs)
 
 
 def run_epochs(
@@ -241,21 +273,21 @@ def run_epochs(
     after_epoch: Callable[[EpochSummary], None],
 ) -> None:
     """Train all heads in one pass per epoch; the host waits for the device once an epoch."""
-    settings = heads.protocol
-    total = settings.epochs * epochs.steps
+    total = heads.epochs * epochs.steps
     progress = Progress(total, label, start=start * epochs.steps) if world.is_main else None
-    for epoch in range(start, settings.epochs):
-        sums = torch.zeros(2 * len(heads.members) + 1, device=world.device)
+    for epoch in range(start, heads.epochs):
+        running = heads.running(epoch)
+        sums = torch.zeros(2 * len(running) + 1, device=world.device)
         for step, (features, labels_B) in enumerate(epochs(epoch), start=epoch * epochs.steps):
-            loss_H, correct_H = heads.step(features, labels_B, epoch=epoch, progress=step / total)
-            sums += torch.cat([loss_H, correct_H, labels_B.new_tensor([len(labels_B)])])
+            loss_R, correct_R = heads.step(features, labels_B, step=step, epoch_steps=epochs.steps)
+            sums += torch.cat([loss_R, correct_R, labels_B.new_tensor([len(labels_B)])])
             if progress:
-                progress.advance(images=settings.batch_size)
+                progress.advance(images=heads.protocol.batch_size)
         *both, images = epochs.reduce(sums).tolist()
-        loss, correct = both[: len(heads.members)], both[len(heads.members) :]
+        loss, correct = both[: len(running)], both[len(running) :]
         if progress:
             progress.show(loss=loss[0] / images)
-        after_epoch(EpochSummary(epoch + 1, [x / images for x in loss], [100 * x / images for x in correct]))
+        after_epoch(EpochSummary(epoch + 1, running, [x / images for x in loss], [100 * x / images for x in correct]))
     if progress:
         progress.close()
 
@@ -265,10 +297,12 @@ def _predictions(heads: Heads, collected: Collected) -> NDArray[np.int64]:
     return predicted_HN
 
 
-def _journal_values(name: str, heads: Heads, summary: EpochSummary) -> dict[str, float]:
+def _journal_values(training: Training, summary: EpochSummary) -> dict[str, float]:
     values: dict[str, float] = {}
-    for member, loss, top1 in zip(heads.members, summary.losses, summary.top1, strict=True):
-        head = f"{name}/{member.features}/lr{member.learning_rate:g}"
+    several = len({member.epochs for member in training.members}) > 1
+    for member, loss, top1 in zip(summary.members, summary.losses, summary.top1, strict=True):
+        candidate = f"epochs{member.epochs}/" * several + f"lr{member.learning_rate:g}"
+        head = f"{training.name}/{member.features}/{candidate if training.held_top1 is None else 'chosen'}"
         values |= {f"{head}/loss": loss, f"{head}/train_top1": top1}
     return values
 
@@ -280,9 +314,11 @@ def _require_a_finite_head(name: str, heads: Heads, summary: EpochSummary) -> No
         UserError: no head on the reported features has a finite loss.
 
     """
-    rates = heads.protocol.learning_rates
-    if not any(math.isfinite(loss) for loss in summary.losses[: len(rates)]):
+    reported = heads.protocol.features[0]
+    losses = dict(zip(summary.members, summary.losses, strict=True))
+    of_kind = [member for member in heads.members if member.features == reported]
+    if not any(member not in losses or math.isfinite(losses[member]) for member in of_kind):
         raise UserError(
-            f"evaluations.{name}: the loss of every head on {heads.protocol.features[0]} features is NaN or infinite "
-            f"after epoch {summary.done}; lower learning_rates {rates}."
+            f"evaluations.{name}: the loss of every head on {reported} features is NaN or infinite "
+            f"after epoch {summary.done}; lower learning_rates {heads.protocol.learning_rates}."
         )

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,26 @@ def best_constant(truth_N: NDArray[np.int64]) -> float:
     return 100 * float(np.bincount(truth_N).max() / len(truth_N))
 
 
-def choose(members: Sequence[HeadSettings], held_top1: Sequence[float] | None) -> int:
-    """Which head is reported: of those on the first kind of features, the best on held-out images, else the only one.
+def winners(members: Sequence[HeadSettings], held_top1: Sequence[float]) -> list[int]:
+    """Which candidates of a sweep are trained on all of train: of each kind of features the best on held-out images.
 
-    Of equals the first learning rate in the configuration.
+    Of equals the first in the configuration.
     """
-    reported = [index for index, member in enumerate(members) if member.features == members[0].features]
-    return reported[0] if held_top1 is None else max(reported, key=lambda index: held_top1[index])
+    kinds = dict.fromkeys(member.features for member in members)
+    of_kind = ([index for index, member in enumerate(members) if member.features == kind] for kind in kinds)
+    return [max(indices, key=lambda index: held_top1[index]) for indices in of_kind]
 
 
-def head_rows(
-    members: Sequence[HeadSettings], held_top1: Sequence[float] | None, test_top1: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Every head's entry in metrics.json."""
+def head_rows(members: Sequence[HeadSettings], test_top1: Sequence[float]) -> list[dict[str, Any]]:
+    """Every head that was tested, as metrics.json has it."""
+    return [asdict(member) | {"top1": top1} for member, top1 in zip(members, test_top1, strict=True)]
+
+
+def sweep_rows(members: Sequence[HeadSettings], held_top1: Sequence[float]) -> list[dict[str, Any]]:
+    """Every candidate of a sweep, as metrics.json has it."""
+    chosen = winners(members, held_top1)
     return [
-        {
-            "features": member.features,
-            "learning_rate": member.learning_rate,
-            "holdout_top1": None if held_top1 is None else held_top1[index],
-            "top1": test_top1[index],
-        }
+        asdict(member) | {"holdout_top1": held_top1[index], "chosen": index in chosen}
         for index, member in enumerate(members)
     ]
 

@@ -19,7 +19,9 @@ Features = Literal["last4", "last", "cls", "mean"]
 class ProbeSettings(Closed):
     """A linear probe of a frozen encoder.
 
-    Every pair of `features` and `learning_rates` is a head; all are trained in the same pass.
+    Every pair of `epochs` and `learning_rates` is a candidate, and each candidate on each kind of `features` is a head;
+    all are trained in the same pass. With several candidates, those that did best on a held-out slice of train are
+    trained again, on all of train, and reported.
     """
 
     kind: Literal["probe"]
@@ -39,18 +41,19 @@ class ProbeSettings(Closed):
     """sgd: momentum 0.9, Nesterov."""
     learning_rates: list[float] = Field(min_length=1)
     """A sweep; more than one chooses on a held-out slice of train."""
+    epochs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """Passes over the training images; a sweep like learning_rates. Shorter ones stop earlier in the same pass."""
     scale_rate_per: int | None = Field(256, ge=1)
     """The rate is multiplied by batch_size / this; null: absolute."""
     weight_decay: float = Field(ge=0)
     """On all parameters of the heads."""
-    epochs: int = Field(ge=1)
-    """Passes over the training images."""
     batch_size: int = Field(ge=1)
     """Images per step over all ranks."""
     schedule: Literal["step", "cosine"] = "step"
     """step: divided by ten after each milestone; cosine: to 0 over all steps."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which the rate is divided by ten (schedule: step)."""
+    """Epochs after which the rate is divided by ten (schedule: step), of the most `epochs`; fewer have them at the same
+    fractions."""
     augment: bool = True
     """RandomResizedCrop(0.08-1) and flip for training; false: the test view, features computed once."""
     test_resize: int | None = Field(256, ge=REFERENCE_SIZE)
@@ -61,18 +64,30 @@ class ProbeSettings(Closed):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.features)) != len(self.features):
-            raise ValueError(f"features {self.features} name one twice")
+        for key in ("features", "learning_rates", "epochs"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} {values} name one twice")
         if any(rate <= 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates {self.learning_rates} must be positive")
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones belong to schedule: step")
         rising = self.milestones == tuple(sorted(set(self.milestones)))
-        if not rising or any(not 0 < m < self.epochs for m in self.milestones):
+        if not rising or any(not 0 < m < max(self.epochs) for m in self.milestones):
             raise ValueError(
-                f"milestones {self.milestones} must rise within 1..{self.epochs - 1} (epochs is {self.epochs})"
+                f"milestones {self.milestones} must rise within 1..{max(self.epochs) - 1} (epochs is {self.epochs})"
             )
         return self
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether there is anything to choose."""
+        return len(self.epochs) * len(self.learning_rates) > 1
+
+    @property
+    def most_passes(self) -> int:
+        """Over the training images: the longest schedule, after a sweep perhaps twice."""
+        return max(self.epochs) * (2 if self.sweeps else 1)
 
     def resize_for(self, image_size: int) -> int | None:
         """Short side in pixels before a centre crop of image_size, or None: squeeze the whole image."""

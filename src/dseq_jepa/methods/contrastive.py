@@ -4,7 +4,7 @@ Predictions and targets are pooled per slot (one I-JEPA block, or one rank of re
 with gradient and projected by one MLP. Formula and coefficients follow the authors' configuration; the C-JEPA paper
 instead aligns the block means of one image with each other.
 
-B images of this rank, G groups, S slots, n images of a slot, D encoder width, W projector width.
+B images of this rank (in `vicreg` of all ranks), G groups, S slots, N pooled rows, D encoder width, W projector width.
 """
 
 from collections.abc import Callable
@@ -51,9 +51,11 @@ class Projector(nn.Sequential):
 class ContrastiveLoss(nn.Module):
     """Pool, gather, project, regularise."""
 
-    def __init__(self, width: int, settings: ContrastiveSettings) -> None:
+    def __init__(self, width: int, settings: ContrastiveSettings, *, two_schemes: bool) -> None:
+        """`two_schemes`: images with regions and images with random blocks share batches, each with their own slots."""
         super().__init__()
         self.settings = settings
+        self.two_schemes = two_schemes
         self.projector = Projector(width, settings)
 
     def forward(
@@ -73,16 +75,20 @@ class ContrastiveLoss(nn.Module):
         pooled_BG2D = torch.stack(
             [_pool(rows_QD, plan.group_Q, count_BG) for rows_QD in (predictions_QD.float(), goals_QD.float())], dim=2
         )
+        slot_BG = gather(self._slots(partition.flat_B, count_BG))
         pooled_BG2D, count_BG = gather(pooled_BG2D), gather(count_BG)
-        flat_B = gather(partition.flat_B.long())
-        groups = count_BG.shape[1]
-        slot_BG = torch.arange(groups, device=count_BG.device) + groups * flat_B[:, None]
         valid_BG = count_BG > 0
-        rows_N2D, slot_N = pooled_BG2D[valid_BG], slot_BG[valid_BG]
+        image_B1 = torch.arange(len(slot_BG), device=slot_BG.device)[:, None]
+        rows_N2D, place_N = pooled_BG2D[valid_BG], (slot_BG * len(slot_BG) + image_B1)[valid_BG]
         predicted_NW, target_NW = self.projector(rows_N2D[:, 0]), self.projector(rows_N2D[:, 1])
+        shape = (slot_BG.shape[1] * (2 if self.two_schemes else 1), len(slot_BG))
         with torch.autocast(rows_N2D.device.type, enabled=False):  # covariances need more than 8 bits
-            members_SN = F.one_hot(slot_N, 2 * groups).T.float()
-            return vicreg(predicted_NW.float(), target_NW.float(), members_SN, self.settings)
+            return vicreg(predicted_NW.float(), target_NW.float(), place_N, shape, self.settings)
+
+    def _slots(self, flat_B: Tensor, count_BG: Tensor) -> Tensor:
+        """(B, G) slot of each group: its number, and behind those of regions the random blocks' of the same number."""
+        slot_BG = torch.arange(count_BG.shape[1], device=count_BG.device).expand_as(count_BG)
+        return slot_BG + count_BG.shape[1] * flat_B[:, None] if self.two_schemes else slot_BG
 
 
 def _pool(rows_QD: Tensor, group_Q: Tensor, count_BG: Tensor) -> Tensor:
@@ -91,23 +97,34 @@ def _pool(rows_QD: Tensor, group_Q: Tensor, count_BG: Tensor) -> Tensor:
     return (sums_ND / count_BG.reshape(-1, 1).clamp(min=1)).view(*count_BG.shape, -1)
 
 
-def vicreg(predicted_NW: Tensor, target_NW: Tensor, member_SN: Tensor, settings: ContrastiveSettings) -> VicregTerms:
+def vicreg(
+    predicted_NW: Tensor, target_NW: Tensor, place_N: Tensor, shape: tuple[int, int], settings: ContrastiveSettings
+) -> VicregTerms:
     """VICReg per slot; a slot with fewer than two rows leaves the sums and S.
+
+    An image has at most one row in a slot, so a table of slots by images holds all rows and little else. Its size is
+    known without reading anything from the device, however the rows are spread over the slots.
 
     Args:
         predicted_NW: projected predictions of the global batch.
         target_NW: projected targets, row by row.
-        member_SN: 1 where a row belongs to a slot.
+        place_N: of each row in the flattened table; no two are equal.
+        shape: of the table, (S, B).
         settings: coefficients.
 
     """
-    count_S = member_SN.sum(1)
+    places = shape[0] * shape[1]
+    member_SB = predicted_NW.new_zeros(places).index_fill(0, place_N, 1).view(shape)
+    rows_SBW = (
+        predicted_NW.new_zeros(places, predicted_NW.shape[1]).index_copy(0, place_N, predicted_NW).view(*shape, -1)
+    )
+    count_S = member_SB.sum(1)
     counts_S = count_S >= 2
     slots = counts_S.sum().clamp(min=1)
     degrees_S = (count_S - 1).clamp(min=1)
-    mean_SW = (member_SN @ predicted_NW) / count_S.clamp(min=1)[:, None]
-    centred_SNW = (predicted_NW - mean_SW[:, None]) * member_SN[:, :, None]
-    covariance_SWW = centred_SNW.transpose(1, 2) @ centred_SNW / degrees_S[:, None, None]
+    mean_SW = rows_SBW.sum(1) / count_S.clamp(min=1)[:, None]
+    centred_SBW = (rows_SBW - mean_SW[:, None]) * member_SB[:, :, None]
+    covariance_SWW = centred_SBW.transpose(1, 2) @ centred_SBW / degrees_S[:, None, None]
     variance_SW = covariance_SWW.diagonal(dim1=1, dim2=2)
 
     spread_S = F.relu(1 - torch.sqrt(variance_SW + 1e-4)).mean(1)

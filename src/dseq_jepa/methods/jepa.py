@@ -25,7 +25,7 @@ from dseq_jepa.methods.contrastive import ContrastiveLoss, Gather, VicregTerms
 from dseq_jepa.methods.gradcam import gradcam
 from dseq_jepa.methods.plan import Partition, Plan, plan_prediction
 from dseq_jepa.methods.regions import cls_saliency, ranked_regions
-from dseq_jepa.methods.settings import JepaSettings
+from dseq_jepa.methods.settings import ContrastiveSettings, JepaSettings
 from dseq_jepa.models.predictor import Predictor
 from dseq_jepa.models.settings import ArchitectureSettings
 from dseq_jepa.models.vit import Tokens, VisionTransformer, patch_pixels
@@ -75,7 +75,7 @@ class Jepa(nn.Module):
         self.gather = gather
         self.context_encoder = VisionTransformer(architecture, settings.class_token, checkpointing=checkpointing)
         self.predictor = Predictor(architecture, checkpointing=checkpointing)
-        self.contrastive = ContrastiveLoss(architecture.width, settings.contrastive) if settings.contrastive else None
+        self.contrastive = self._contrastive_loss(settings.contrastive)
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
 
     def forward(self, images_BCHW: Tensor, ids_B: NDArray[np.int64], moment: Moment) -> StepOutput:
@@ -199,6 +199,13 @@ class Jepa(nn.Module):
             case "saliency":
                 pass
         return partitions.sequential(ranks_BT, count - 1, settings.truncate)
+
+    def _contrastive_loss(self, settings: ContrastiveSettings | None) -> ContrastiveLoss | None:
+        """Images without a region, or whose turn it is not, have random blocks: two schemes in one batch."""
+        if settings is None:
+            return None
+        two_schemes = self.settings.generation == "discriminative"
+        return ContrastiveLoss(self.architecture.width, settings, two_schemes=two_schemes)
 
     def _contrastive_terms(
         self, predictions_QD: Tensor, goals_QD: Tensor, plan: Plan, partition: Partition

@@ -121,7 +121,7 @@ def _examples(job: JobRecord) -> Iterator[str]:
 
 def _measured(name: str, found: Mapping[str, Any]) -> list[str]:
     chance = found.get("chance")
-    head = [f"{key.replace('_', ' ')} {found[key]}" for key in ("features", "learning_rate") if key in found]
+    head = [f"{key.replace('_', ' ')} {found[key]}" for key in ("features", "epochs", "learning_rate") if key in found]
     return [
         escape(name), f"{found['value']:.2f}", escape(str(found.get("metric", ""))),
         "" if chance is None else f"{chance:.1f}", f"{found['n']:,}" if found.get("n") else "", escape(", ".join(head)),
