@@ -24,14 +24,14 @@ from dseq_jepa.evaluation.detection.average_precision import average_precision, 
 from dseq_jepa.evaluation.detection.batches import TestImage
 from dseq_jepa.evaluation.detection.job import detect
 from dseq_jepa.evaluation.detection.results import Searched, gathered
-from dseq_jepa.evaluation.detection.task import DetectionTask, rate_at
+from dseq_jepa.evaluation.detection.task import DetectionTask, rate_at, read_parts
 from dseq_jepa.evaluation.detection.views import decode_runs
 from dseq_jepa.evaluation.tuning import Tuning
 from dseq_jepa.jobs import DetectJob
 from dseq_jepa.journal import read
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export
-from tests.evaluation.shapes import detection, job, make_shapes
+from tests.evaluation.shapes import crowd, detection, job, make_shapes
 from tests.models.checkpoints import encoder
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -222,6 +222,23 @@ def test_an_environment_without_detectron2_is_told_what_to_do(
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(UserError, match=r"needs detectron2 with its ViT .*or set engine: torchvision"):
         detect(job(shapes, detection(engine="detectron2")), weights, tmp_path)
+
+
+@pytest.mark.parametrize(("part", "first"), [("train", 1000), ("val", 1080)])
+def test_run_lengths_of_single_objects_are_refused_for_detectron2_before_training(
+    tmp_path: Path, part: str, first: int
+) -> None:
+    data = make_shapes(tmp_path / "coco")
+    path = data.root / "annotations" / f"instances_{part}2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"segmentation": crowd(1, 1, (2, 2, 5, 5), 48, 64)["segmentation"]}
+    path.write_text(json.dumps(content))
+    refused, taken = detection(engine="detectron2"), detection()
+    with pytest.raises(
+        UserError, match=rf"instances_{part}2017.json: annotation {first} has run lengths and is no crowd"
+    ):
+        read_parts(job(data, refused), refused)
+    assert len(read_parts(job(data, taken), taken)) == 2
 
 
 def test_detections_are_in_pixels_of_the_picture_itself(shapes: DatasetSettings, weights: Path) -> None:
