@@ -297,7 +297,8 @@ def shown(plan: Plan, nodes: int, gpus_per_node: int) -> str:
     kept = len(plan.experiment.selection.keep_percent)
     lines.append(
         f"disk: {plan.disk_bytes / 1e9:,.1f} GB for checkpoints: {kept} kept epochs and the last two states of each "
-        "pre-training, and one state being written"
+        "pre-training, and one state being written; fine-tuning, detection and segmentation delete theirs once their "
+        "result is there"
     )
     lines.append(f"data sets missing: {'; '.join(plan.missing) or 'none'}")
     if unknown:
