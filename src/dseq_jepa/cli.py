@@ -541,7 +541,7 @@ def launch(
         raise UserError(f"--cluster {cluster}: expected slurm, local or debug")
     words = tuple(command[1:] if command[0] == "dseq-jepa" else command)
     params = _parsed(words)
-    needs = needs_of(params)
+    needs = needs_of(words[0], params)
     if tasks is None and needs.ranks % nodes:
         raise UserError(f"--nodes {nodes} cannot share compute.ranks {needs.ranks} equally; change either")
     tasks = tasks or needs.ranks // nodes

@@ -30,6 +30,7 @@ from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.backbone import layer_groups
 from dseq_jepa.evaluation.finished import Finished
 from dseq_jepa.evaluation.resume import digest as digest_with_source
+from dseq_jepa.evaluation.saving import TUNING_SECONDS as SAVE_SECONDS
 from dseq_jepa.evaluation.settings import TunedSettings
 from dseq_jepa.fence import Fence
 from dseq_jepa.files import file_sha256, leave_behind, show
@@ -42,8 +43,6 @@ from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import StateStore, restore, training_state
 from dseq_jepa.training.distributed import World
 
-SAVE_SECONDS = 600.0
-"""Longest work that a kill without warning can cost."""
 _LOG_POINTS, _MOST_STEPS = 20, 50
 """At least so many journal points, at most so many steps between two."""
 
