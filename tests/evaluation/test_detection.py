@@ -4,10 +4,9 @@ import csv
 import gzip
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from dseq_jepa.journal import read
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export
 from tests.evaluation.shapes import crowd, detection, job, make_shapes
+from tests.evaluation.tuned import killed_after, same_weights, weights_noted
+from tests.evaluation.tuned import start as start_saving
 from tests.models.checkpoints import encoder
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -145,20 +146,21 @@ def start(work: DetectJob, weights: Path, out: Path, ranks: int = 1) -> subproce
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_to_the_same_bits(shapes: DatasetSettings, weights: Path, tmp_path: Path) -> None:
-    work = job(shapes, detection(epochs=20, detector={"score_threshold": 0.0}))
-    detect(work, weights, tmp_path / "whole")
-    process = start(work, weights, tmp_path / "parts")
-    deadline = time.monotonic() + 90
-    while not list((tmp_path / "parts").glob("state/*/journal.jsonl")) or not losses(tmp_path / "parts"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    again = start(work, weights, tmp_path / "parts")
+    work, parts = job(shapes, detection(epochs=20, detector={"score_threshold": 0.0})), tmp_path / "parts"
+    killed_after(start_saving("detect", work, weights, parts), parts, 18)
+    assert not (parts / "metrics.json").exists()
+    shutil.copytree(parts, tmp_path / "copy")
+    again = start(work, weights, parts)
+    with weights_noted() as noted:
+        detect(work, weights, tmp_path / "whole")
+        detect(work, weights, tmp_path / "copy")
+    same_weights(*noted)
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
-    assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert '"name":"resumed"' in (parts / "journal.jsonl").read_text()
+    assert result(parts) == result(tmp_path / "whole")
+    assert losses(parts) == losses(tmp_path / "whole")
+    assert (parts / "predictions.json.gz").read_bytes() == (tmp_path / "whole" / "predictions.json.gz").read_bytes()
 
 
 @pytest.mark.slow

@@ -20,7 +20,16 @@ from dseq_jepa.evaluation.finetune import FinetuneTask, finetune
 from dseq_jepa.evaluation.settings import FinetuneSettings
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export, make_imagenet
-from tests.evaluation.tuned import killed_after, logged, result_of, same_outcome, start, tuned_job
+from tests.evaluation.tuned import (
+    killed_after,
+    logged,
+    result_of,
+    same_outcome,
+    same_weights,
+    start,
+    tuned_job,
+    weights_noted,
+)
 from tests.models.checkpoints import encoder
 
 GENTLE: dict[str, Any] = {
@@ -74,14 +83,16 @@ def test_the_whole_recipe_gives_the_same_bytes_twice(data: DatasetSettings, weig
 @pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed_to_the_bit(data: DatasetSettings, weights: Path, tmp_path: Path):
     job = tuned_job("finetune", data, FULL | {"epochs": 12})
-    finetune(job, weights, tmp_path / "whole")
     process = start("finetune", job, weights, tmp_path / "parts")
     killed_after(process, tmp_path / "parts", 20)
     assert not (tmp_path / "parts" / "metrics.json").exists()
     process = start("finetune", job, weights, tmp_path / "parts")
     said = killed_after(process, tmp_path / "parts", 50, signal.SIGTERM)
     assert "the state is saved, the same command goes on from here" in said
-    finetune(job, weights, tmp_path / "parts")
+    with weights_noted() as noted:
+        finetune(job, weights, tmp_path / "whole")
+        finetune(job, weights, tmp_path / "parts")
+    same_weights(*noted)
     journal = (tmp_path / "parts" / "journal.jsonl").read_text()
     assert journal.count('"name":"resumed"') >= 2
     same_outcome(tmp_path / "parts", tmp_path / "whole")

@@ -18,7 +18,16 @@ from dseq_jepa.evaluation.segmentation import SegmentationTask, segment
 from dseq_jepa.evaluation.segmentation_page import Example, coloured
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import COLOURS, export
-from tests.evaluation.tuned import killed_after, logged, result_of, same_outcome, start, tuned_job
+from tests.evaluation.tuned import (
+    killed_after,
+    logged,
+    result_of,
+    same_outcome,
+    same_weights,
+    start,
+    tuned_job,
+    weights_noted,
+)
 from tests.models.checkpoints import encoder
 
 REAL = Path(os.environ.get("DSEQ_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -106,11 +115,13 @@ def test_the_same_job_gives_the_same_bytes(data: DatasetSettings, weights: Path,
 @pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed_to_the_bit(data: DatasetSettings, weights: Path, tmp_path: Path):
     job = tuned_job("segment", data, TINY | {"iterations": 60})
-    segment(job, weights, tmp_path / "whole")
     process = start("segment", job, weights, tmp_path / "parts")
     killed_after(process, tmp_path / "parts", 18)
     assert not (tmp_path / "parts" / "metrics.json").exists()
-    segment(job, weights, tmp_path / "parts")
+    with weights_noted() as noted:
+        segment(job, weights, tmp_path / "whole")
+        segment(job, weights, tmp_path / "parts")
+    same_weights(*noted)
     assert '"name":"resumed"' in (tmp_path / "parts" / "journal.jsonl").read_text()
     same_outcome(tmp_path / "parts", tmp_path / "whole")
 
