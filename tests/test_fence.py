@@ -129,8 +129,8 @@ def test_a_superseded_group_of_probes_keeps_nothing_more(tmp_path: Path) -> None
 LOCKED = """
 import os, sys, time
 from pathlib import Path
-from dseq_jepa.cli import _alone_in
-with _alone_in(Path(sys.argv[1])):
+from dseq_jepa.cli.running import alone_in
+with alone_in(Path(sys.argv[1])):
     print("alone", flush=True)
     time.sleep(float(sys.argv[2]))
 """

@@ -52,7 +52,7 @@ def inside(module: str, *packages: str) -> bool:
 @pytest.mark.parametrize("module", MODULES)
 def test_directions(module: str):
     for imported in imports(module):
-        if module != "dseq_jepa.__main__":
+        if module != "dseq_jepa.__main__" and not inside(module, "cli"):
             assert not inside(imported, "cli"), f"{module} imports cli"
         if inside(module, "methods", "models"):
             assert not inside(imported, "training"), f"{module} imports {imported}"
@@ -74,7 +74,7 @@ def test_no_cycles():
     graph = {module: {name for name in imports(module, deferred=False) if name in MODULES} for module in MODULES}
     for module, imported in graph.items():
         imported.discard(module)
-        # importing a package's member runs the package first; packages here are empty
+        # importing a package's member runs the package first; packages here are empty, but for cli
         graph[module] = {name for name in imported if name != module.rsplit(".", 1)[0]}
     list(graphlib.TopologicalSorter(graph).static_order())
 

@@ -80,6 +80,31 @@ def test_what_was_measured_here_replaces_what_the_paper_says(paper: Experiment, 
     benchmark.parent.mkdir(parents=True)
     benchmark.write_text("s\th:m:s\n7200.0\t2:00:00\n")
     assert cost() == Cost(2.0, 8, "measured")
+    (journal.parent / "run.json").write_text(json.dumps({"seconds": 1800.0, "ranks": 4}))
+    assert cost() == Cost(0.5, 4, "measured"), "its own seconds, without the queue"
+
+
+def test_an_evaluation_takes_the_seconds_that_it_noted(paper: Experiment, tmp_path: Path) -> None:
+    here = paper.model_copy(update={"results": tmp_path})
+    place = Path("evaluate") / "inat21" / "dseq-jepa" / "vit-b16" / f"seed{paper.seeds[0]}"
+    for folder in (here.directory / place, (here.directory / "benchmarks" / place).parent):
+        folder.mkdir(parents=True)
+    (here.directory / "benchmarks" / place.with_suffix(".tsv")).write_text("s\th:m:s\n7200.0\t2:00:00\n")
+    noted = {"evaluations": {"a": {"seconds": 900.0}, "b": {"seconds": 2700.0}}}
+    (here.directory / place / "metrics.json").write_text(json.dumps(noted))
+    planned = plan(here, REPORTED)
+    (found,) = [job.cost for job in planned.jobs if (job.step, job.name) == ("evaluate/inat21", NAME)]
+    assert found == Cost(1.0, 8, "measured")
+
+
+def test_heads_are_part_of_a_dense_evaluations_time(paper: Experiment) -> None:
+    """UPerNet at 512 px: 607e9 multiply-adds a crop, of which ViT-B does 107e9; 3 passes of 160,000 batches of 16."""
+    planned = plan(paper, REPORTED)
+    speed = 3 * 1_281_167 * 600 * 17.33e9 / (24.2 * 8)
+    costs = {job.step: job.cost for job in planned.jobs if job.name == NAME}
+    segmenting, detecting = costs["evaluate/segment"], costs["evaluate/detect"]
+    assert segmenting.hours == pytest.approx(3 * 160_000 * 16 * 607e9 / speed / 8, rel=0.01)
+    assert detecting.hours == pytest.approx(3 * 118_287 * 25 * 789e9 / speed / 8, rel=0.01)
 
 
 NAME = "DSeq-JEPA ViT-B/16"

@@ -2,23 +2,25 @@
 
     dseq-jepa plan --config configs/paper.yaml --nodes 4
 
-Where a job has run, its time is known: Snakemake's benchmark of a finished one, or the images per second in the journal
-of one that was begun (some minutes of a pre-training are a calibration). For others the paper's own pre-training hours
-(Table 8, on 8 GPUs) are scaled by images and by the multiply-adds of the encoder: good to a factor of two. Nothing is
-computed and no data is read.
+Where a job has run, its time is known: the seconds that a finished one noted, without the time in a queue and with that
+before a kill, or the images per second in the journal of one that was begun (some minutes of a pre-training are a
+calibration). For others the paper's own pre-training hours (Table 8, on 8 GPUs) are scaled by images and by the
+multiply-adds of encoder and heads. How good that is was never measured: convolutions, the reading of pictures and other
+GPUs have other speeds, and testing is left out. Nothing is computed and no data is read.
 """
 
 import csv
 import heapq
+import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dseq_jepa.config import Experiment
-from dseq_jepa.evaluation.settings import ProbeSettings
+from dseq_jepa.evaluation.settings import DetectionSettings, ProbeSettings, SegmentationSettings
 from dseq_jepa.figures.job import shown_models
 from dseq_jepa.jobs import AnyEvaluateJob, CostJob, Model, evaluate_job, model_directory, pretrain_job
 from dseq_jepa.journal import read
@@ -119,13 +121,13 @@ def _jobs_of(experiment: Experiment, model: Model, groups: set[str] | None, know
     """Pre-training, scoring and evaluations of one model."""
     settings = experiment.architectures[model.architecture]
     shown = f"{experiment.methods[model.method].label} {settings.label}"
-    ranks = experiment.compute.ranks
     pretrain = Planned("pretrain", shown, _pretraining(experiment, model, known))
     if groups is None:
         return [pretrain]
     selection, images = experiment.selection, _images(experiment, experiment.pretraining_data)
     looked_at = len(selection.keep_percent) * (selection.bank_fraction + selection.query_fraction) * (images or 0)
-    score = Planned("score", shown, _cost(experiment, model, "score", looked_at, settings, ranks, known), [pretrain])
+    looking = _cost(experiment, model, "score", lambda: looked_at * _multiply_adds(settings), known)
+    score = Planned("score", shown, looking, [pretrain])
     jobs = [pretrain, score]
     for group in sorted(groups):
         job = evaluate_job(experiment, group, model.method, model.architecture, model.seed)
@@ -140,9 +142,8 @@ def _pretraining(experiment: Experiment, model: Model, known: dict[str, float]) 
     settings = experiment.architectures[model.architecture]
     recipe = experiment.recipes[settings.recipe]
     images = _images(experiment, experiment.pretraining_data)
-    measured = _benchmark(experiment, model, "pretrain")
-    if measured is not None:
-        return Cost(measured, ranks, "measured")
+    if measured := _measured(experiment, model, "pretrain"):
+        return measured
     rate = _rate(experiment, model)
     if rate is not None and images is not None:
         return Cost(images * recipe.epochs / rate / 3600, ranks, "begun")
@@ -165,44 +166,47 @@ def _kin(method: MethodSettings) -> str:
 
 
 def _evaluation(experiment: Experiment, model: Model, job: AnyEvaluateJob, step: str, known: dict[str, float]) -> Cost:
-    """All evaluations of a group; images are counted as forward passes of the pre-training's size."""
+    """All evaluations of a group."""
     settings = experiment.architectures[model.architecture]
-    forwards = 0.0
-    for entry in job.evaluations.values():
-        images = _images(experiment, entry.data)
-        if images is None or entry.kind == "cost":
-            continue
-        if isinstance(entry, ProbeSettings):
-            forwards += images * (entry.most_passes if entry.augment else 1)
-        elif entry.kind == "finetune":
-            forwards += TRAIN_PASSES * images * entry.epochs
-        elif entry.kind == "segment":
-            larger = settings.model_copy(update={"image_size": entry.crop_size})
-            scale = _multiply_adds(larger) / _multiply_adds(settings)
-            forwards += TRAIN_PASSES * entry.iterations * entry.batch_size * scale
-        else:
-            larger = settings.model_copy(update={"image_size": entry.image_size})
-            scale = _multiply_adds(larger) / _multiply_adds(settings)
-            forwards += TRAIN_PASSES * images * entry.epochs * scale
-    return _cost(experiment, model, step, forwards, settings, experiment.compute.ranks, known)
+
+    def work() -> float:
+        total = 0.0
+        for entry in job.evaluations.values():
+            images = _images(experiment, entry.data)
+            if images is None or entry.kind == "cost":
+                continue
+            if isinstance(entry, ProbeSettings):
+                total += images * (entry.most_passes if entry.augment else 1) * _multiply_adds(settings)
+            elif entry.kind == "finetune":
+                total += TRAIN_PASSES * images * entry.epochs * _multiply_adds(settings)
+            else:
+                seen = entry.iterations * entry.batch_size if entry.kind == "segment" else images * entry.epochs
+                total += TRAIN_PASSES * seen * _with_heads(experiment, model, entry)
+        return total
+
+    return _cost(experiment, model, step, work, known)
 
 
-def _cost(
-    experiment: Experiment,
-    model: Model,
-    step: str,
-    forwards: float,
-    settings: ArchitectureSettings,
-    ranks: int,
-    known: dict[str, float],
-) -> Cost:
-    """Time of a job that was measured, or that takes so many forward passes."""
-    measured = _benchmark(experiment, model, step)
-    if measured is not None:
-        return Cost(measured, ranks, "measured")
+def _with_heads(experiment: Experiment, model: Model, entry: SegmentationSettings | DetectionSettings) -> float:
+    """Multiply-adds of one training picture's forward pass through encoder and heads."""
+    from dseq_jepa.cost.heads import detector_multiply_adds, segmenter_multiply_adds
+
+    settings = experiment.architectures[model.architecture]
+    class_token = experiment.methods[model.method].class_token
+    classes = experiment.data[entry.data].classes or 1
+    if isinstance(entry, SegmentationSettings):
+        return segmenter_multiply_adds(settings, entry, class_token=class_token, classes=classes)
+    return detector_multiply_adds(settings, entry, class_token=class_token, classes=classes)
+
+
+def _cost(experiment: Experiment, model: Model, step: str, work: Callable[[], float], known: dict[str, float]) -> Cost:
+    """Time of a job that was measured, or that takes so many multiply-adds; these are counted only where needed."""
+    ranks = experiment.compute.ranks
+    if measured := _measured(experiment, model, step):
+        return measured
     if experiment.compute.device != "cuda":
         return Cost(None, ranks, "unknown")
-    return Cost(forwards * _multiply_adds(settings) / _speed(known) / ranks, ranks, "scaled from Table 8")
+    return Cost(work() / _speed(known) / ranks, ranks, "scaled from Table 8")
 
 
 def _speed(known: dict[str, float]) -> float:
@@ -227,8 +231,24 @@ def _known_hours(reported: Path) -> dict[str, float]:
     return {f"{row['row']} {row['architecture']}": float(row["value"]) for row in rows}
 
 
+def _measured(experiment: Experiment, model: Model, step: str) -> Cost | None:
+    """What a finished job of this name noted of itself; for one that notes no seconds, Snakemake's benchmark.
+
+    The benchmark of a job behind `launch` has the time in the queue, and after a kill the last start only.
+    """
+    folder, ranks = model_directory(experiment.results, step, model), experiment.compute.ranks
+    if (folder / "run.json").exists():
+        run = json.loads((folder / "run.json").read_text())
+        return Cost(run["seconds"] / 3600, run["ranks"], "measured")
+    if (folder / "metrics.json").exists():
+        evaluations = json.loads((folder / "metrics.json").read_text())["evaluations"]
+        return Cost(sum(entry["seconds"] for entry in evaluations.values()) / 3600, ranks, "measured")
+    hours = _benchmark(experiment, model, step)
+    return None if hours is None else Cost(hours, ranks, "measured")
+
+
 def _benchmark(experiment: Experiment, model: Model, step: str) -> float | None:
-    """Hours that Snakemake measured for this job here."""
+    """Hours from the start to the end of this job's last command."""
     place = experiment.directory / "benchmarks" / step / model.method / model.architecture / f"seed{model.seed}.tsv"
     if not place.exists():
         return None
@@ -304,7 +324,8 @@ def shown(plan: Plan, nodes: int, gpus_per_node: int) -> str:
     kept = len(plan.experiment.selection.keep_percent)
     lines.append(
         f"disk: {plan.disk_bytes / 1e9:,.1f} GB for checkpoints: {kept} kept epochs and the last two states of each "
-        "pre-training, and one state being written"
+        "pre-training, and one state being written; fine-tuning, detection and segmentation delete theirs once their "
+        "result is there"
     )
     lines.append(f"data sets missing: {'; '.join(plan.missing) or 'none'}")
     if unknown:

@@ -13,7 +13,9 @@ from dseq_jepa.cli import app
 from dseq_jepa.cluster.order import Needs, Order, Resources, needs_of, place_of, prefix, sbatch_parameters
 from dseq_jepa.config import load
 from dseq_jepa.errors import UserError
-from dseq_jepa.jobs import pretrain_job
+from dseq_jepa.evaluation import probe, tuning
+from dseq_jepa.evaluation.saving import PROBE_SECONDS, TUNING_SECONDS
+from dseq_jepa.jobs import evaluate_job, pretrain_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,9 +44,29 @@ def test_ranks_gpus_and_cores_come_from_the_job() -> None:
     saves = experiment.recipes[experiment.architectures[architecture].recipe].save_every_minutes
     compute = experiment.compute
     expected = Needs(compute.ranks, True, compute.threads + experiment.loading.workers, saves)
-    assert needs_of({"settings": settings}) == expected
-    assert needs_of({"config": ROOT / "configs" / "paper.yaml", "seed": None, "architecture": architecture}) == expected
-    assert needs_of({"out": Path("x"), "scores": Path("y")}) == Needs()
+    assert needs_of("pretrain", {"settings": settings}) == expected
+    named = {"config": ROOT / "configs" / "paper.yaml", "seed": None, "architecture": architecture}
+    assert needs_of("pretrain", named) == expected
+    assert needs_of("select", {"out": Path("x"), "scores": Path("y")}) == Needs()
+
+
+@pytest.mark.parametrize(
+    ("verb", "group", "minutes"),
+    [("probe", "inat21", 3), ("finetune", "finetune", 10), ("segment", "segment", 10), ("detect", "detect", 10)],
+)
+def test_a_limit_below_the_interval_of_an_evaluations_states_is_refused(verb: str, group: str, minutes: int) -> None:
+    experiment = load(ROOT / "configs" / "paper.yaml")
+    settings = evaluate_job(experiment, group, "dseq-jepa", "vit-b16", 0).to_json()
+    named = {"config": ROOT / "configs" / "paper.yaml", "seed": None, "architecture": "vit-b16"}
+    for params in ({"settings": settings}, named):
+        saves = needs_of(verb, params).save_minutes
+        Order((verb,), Path("x"), Resources(minutes + 1), save_minutes=saves).check()
+        with pytest.raises(
+            UserError, match=rf"not longer than the {minutes} minutes between saved states.*the limit\.$"
+        ):
+            Order((verb,), Path("x"), Resources(minutes), save_minutes=saves).check()
+    assert needs_of("cost", named).save_minutes is None
+    assert (PROBE_SECONDS, TUNING_SECONDS) == (probe.SAVE_SECONDS, tuning.SAVE_SECONDS)
 
 
 def test_a_command_claims_what_it_writes() -> None:

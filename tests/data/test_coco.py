@@ -66,6 +66,10 @@ def repeat(section: str) -> Callable[[dict[str, Any]], object]:
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no such image": (put("annotations", 0, image_id=55), "annotation 1080: names image 55, which this file does not"),
     "no such category": (put("annotations", 0, category_id=4), "annotation 1080: names category 4, which this file"),
+    "image in a list": (put("annotations", 0, image_id=[108]), r"annotation 1080: its image_id is \[108\], expected"),
+    "category in a list": (put("annotations", 0, category_id=[3]), r"1080: its category_id is \[3\], expected"),
+    "crowd in a list": (put("annotations", 0, iscrowd=[0]), r"1080: iscrowd is \[0\], expected 0 or 1"),
+    "area in a list": (put("annotations", 0, area=[9]), r"1080: its area is \[9\], expected square pixels"),
     "empty category": (put("categories", 1, name=" "), "category 7: its name is empty"),
     "no categories": (lambda content: content["categories"].clear(), "has no categories"),
     "category twice": (repeat("categories"), "category 3: the id is used twice, by red box and by red box"),

@@ -4,10 +4,9 @@ import csv
 import gzip
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ from dseq_jepa.evaluation.detection.average_precision import average_precision, 
 from dseq_jepa.evaluation.detection.batches import TestImage
 from dseq_jepa.evaluation.detection.job import detect
 from dseq_jepa.evaluation.detection.results import Searched, gathered
-from dseq_jepa.evaluation.detection.task import DetectionTask, rate_at
+from dseq_jepa.evaluation.detection.task import DetectionTask, rate_at, read_parts
 from dseq_jepa.evaluation.detection.views import decode_runs
 from dseq_jepa.evaluation.tuning import Tuning
 from dseq_jepa.jobs import DetectJob
 from dseq_jepa.journal import read
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export
-from tests.evaluation.shapes import detection, job, make_shapes
+from tests.evaluation.shapes import crowd, detection, job, make_shapes
+from tests.evaluation.tuned import killed_after, same_weights, weights_noted
+from tests.evaluation.tuned import start as start_saving
 from tests.models.checkpoints import encoder
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -145,20 +146,21 @@ def start(work: DetectJob, weights: Path, out: Path, ranks: int = 1) -> subproce
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_to_the_same_bits(shapes: DatasetSettings, weights: Path, tmp_path: Path) -> None:
-    work = job(shapes, detection(epochs=20, detector={"score_threshold": 0.0}))
-    detect(work, weights, tmp_path / "whole")
-    process = start(work, weights, tmp_path / "parts")
-    deadline = time.monotonic() + 90
-    while not list((tmp_path / "parts").glob("state/*/journal.jsonl")) or not losses(tmp_path / "parts"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    again = start(work, weights, tmp_path / "parts")
+    work, parts = job(shapes, detection(epochs=20, detector={"score_threshold": 0.0})), tmp_path / "parts"
+    killed_after(start_saving("detect", work, weights, parts), parts, 18)
+    assert not (parts / "metrics.json").exists()
+    shutil.copytree(parts, tmp_path / "copy")
+    again = start(work, weights, parts)
+    with weights_noted() as noted:
+        detect(work, weights, tmp_path / "whole")
+        detect(work, weights, tmp_path / "copy")
+    same_weights(*noted)
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
-    assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert '"name":"resumed"' in (parts / "journal.jsonl").read_text()
+    assert result(parts) == result(tmp_path / "whole")
+    assert losses(parts) == losses(tmp_path / "whole")
+    assert (parts / "predictions.json.gz").read_bytes() == (tmp_path / "whole" / "predictions.json.gz").read_bytes()
 
 
 @pytest.mark.slow
@@ -222,6 +224,23 @@ def test_an_environment_without_detectron2_is_told_what_to_do(
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(UserError, match=r"needs detectron2 with its ViT .*or set engine: torchvision"):
         detect(job(shapes, detection(engine="detectron2")), weights, tmp_path)
+
+
+@pytest.mark.parametrize(("part", "first"), [("train", 1000), ("val", 1080)])
+def test_run_lengths_of_single_objects_are_refused_for_detectron2_before_training(
+    tmp_path: Path, part: str, first: int
+) -> None:
+    data = make_shapes(tmp_path / "coco")
+    path = data.root / "annotations" / f"instances_{part}2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"segmentation": crowd(1, 1, (2, 2, 5, 5), 48, 64)["segmentation"]}
+    path.write_text(json.dumps(content))
+    refused, taken = detection(engine="detectron2"), detection()
+    with pytest.raises(
+        UserError, match=rf"instances_{part}2017.json: annotation {first} has run lengths and is no crowd"
+    ):
+        read_parts(job(data, refused), refused)
+    assert len(read_parts(job(data, taken), taken)) == 2
 
 
 def test_detections_are_in_pixels_of_the_picture_itself(shapes: DatasetSettings, weights: Path) -> None:

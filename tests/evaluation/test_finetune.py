@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from dseq_jepa.evaluation.finetune import FinetuneTask, finetune
 from dseq_jepa.evaluation.settings import FinetuneSettings
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export, make_imagenet
-from tests.evaluation.tuned import killed_after, logged, result_of, same_outcome, start, tuned_job
+from tests.evaluation.tuned import (
+    killed_after,
+    logged,
+    result_of,
+    same_outcome,
+    same_weights,
+    start,
+    tuned_job,
+    weights_noted,
+)
 from tests.models.checkpoints import encoder
 
 GENTLE: dict[str, Any] = {
@@ -73,14 +83,16 @@ def test_the_whole_recipe_gives_the_same_bytes_twice(data: DatasetSettings, weig
 @pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed_to_the_bit(data: DatasetSettings, weights: Path, tmp_path: Path):
     job = tuned_job("finetune", data, FULL | {"epochs": 12})
-    finetune(job, weights, tmp_path / "whole")
     process = start("finetune", job, weights, tmp_path / "parts")
     killed_after(process, tmp_path / "parts", 20)
     assert not (tmp_path / "parts" / "metrics.json").exists()
     process = start("finetune", job, weights, tmp_path / "parts")
     said = killed_after(process, tmp_path / "parts", 50, signal.SIGTERM)
     assert "the state is saved, the same command goes on from here" in said
-    finetune(job, weights, tmp_path / "parts")
+    with weights_noted() as noted:
+        finetune(job, weights, tmp_path / "whole")
+        finetune(job, weights, tmp_path / "parts")
+    same_weights(*noted)
     journal = (tmp_path / "parts" / "journal.jsonl").read_text()
     assert journal.count('"name":"resumed"') >= 2
     same_outcome(tmp_path / "parts", tmp_path / "whole")
@@ -112,6 +124,45 @@ def test_a_finished_training_is_not_repeated(
     monkeypatch.setattr(FinetuneTask, "loss", lambda *_: pytest.fail("trained again"))
     finetune(job, weights, tmp_path)
     assert result_of(tmp_path) == before
+
+
+def test_a_workflow_that_lost_its_results_gets_them_again_until_the_code_changes(
+    data: DatasetSettings, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = tuned_job("finetune", data, FULL)
+    finetune(job, weights, tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert files.keys() >= {"metrics.json", "records.csv.gz", "provenance.json", "journal.jsonl"}
+    for name in files:
+        (tmp_path / name).unlink()
+    began = time.time()
+    finetune(job, weights, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    assert (tmp_path / "metrics.json").stat().st_mtime >= began - 1, "newer than the inputs, or it would be made again"
+    monkeypatch.setattr("dseq_jepa.evaluation.resume._source", lambda: "changed")
+    monkeypatch.setattr(FinetuneTask, "loss", lambda *_: pytest.fail("trained again"))
+    with pytest.raises(pytest.fail.Exception):
+        finetune(job, weights, tmp_path)
+
+
+def test_states_go_once_the_result_is_there_and_when_other_settings_start_over(
+    data: DatasetSettings, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def states() -> list[Path]:
+        return list(tmp_path.glob("state/*/state-*"))
+
+    first, second = (tuned_job("finetune", data, FULL | {"epochs": epochs}) for epochs in (3, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneTask, "measure", lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(StoppedError):
+            finetune(first, weights, tmp_path)
+        (kept,) = {path.parent for path in states()}
+        with pytest.raises(StoppedError):
+            finetune(second, weights, tmp_path)
+    assert kept not in {path.parent for path in states()} != set()
+    finetune(second, weights, tmp_path)
+    assert states() == []
+    assert len(list(tmp_path.glob("state/*/journal.jsonl"))) == 3, "of both, and with the result of the second"
 
 
 @pytest.mark.slow

@@ -18,7 +18,16 @@ from dseq_jepa.evaluation.segmentation import SegmentationTask, segment
 from dseq_jepa.evaluation.segmentation_page import Example, coloured
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import COLOURS, export
-from tests.evaluation.tuned import killed_after, logged, result_of, same_outcome, start, tuned_job
+from tests.evaluation.tuned import (
+    killed_after,
+    logged,
+    result_of,
+    same_outcome,
+    same_weights,
+    start,
+    tuned_job,
+    weights_noted,
+)
 from tests.models.checkpoints import encoder
 
 REAL = Path(os.environ.get("DSEQ_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -26,6 +35,7 @@ TINY: dict[str, Any] = {
     "iterations": 24, "warmup_iterations": 2, "batch_size": 4, "learning_rate": 1e-2, "layer_decay": 0.8,
     "crop_size": 32, "stride": 21, "width": 8, "auxiliary_width": 8, "drop_path": 0.2, "examples": 2,
 }  # fmt: skip
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 SIZES = [(36, 44), (20, 33), (32, 32), (50, 90)]
 
 
@@ -105,11 +115,13 @@ def test_the_same_job_gives_the_same_bytes(data: DatasetSettings, weights: Path,
 @pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed_to_the_bit(data: DatasetSettings, weights: Path, tmp_path: Path):
     job = tuned_job("segment", data, TINY | {"iterations": 60})
-    segment(job, weights, tmp_path / "whole")
     process = start("segment", job, weights, tmp_path / "parts")
     killed_after(process, tmp_path / "parts", 18)
     assert not (tmp_path / "parts" / "metrics.json").exists()
-    segment(job, weights, tmp_path / "parts")
+    with weights_noted() as noted:
+        segment(job, weights, tmp_path / "whole")
+        segment(job, weights, tmp_path / "parts")
+    same_weights(*noted)
     assert '"name":"resumed"' in (tmp_path / "parts" / "journal.jsonl").read_text()
     same_outcome(tmp_path / "parts", tmp_path / "whole")
 
@@ -132,7 +144,7 @@ def test_two_ranks_train_and_measure_as_one_does(data: DatasetSettings, weights:
 def test_the_loss_is_over_all_pixels_and_adds_the_auxiliary_head(data: DatasetSettings, weights: Path):
     job = tuned_job("segment", data, TINY | {"dropout": 0.0, "drop_path": 0.0})
     torch.manual_seed(0)
-    task = SegmentationTask(job, weights, World(rank=0, size=1, device=torch.device("cpu")))
+    task = SegmentationTask(job, weights, ALONE)
     batch = next(task.batches(0))
     found = task.loss(task.model.eval(), batch)
     truth = batch.images_BCHW[:, 3].long()
@@ -148,7 +160,7 @@ def test_the_loss_is_over_all_pixels_and_adds_the_auxiliary_head(data: DatasetSe
 
 def test_the_rate_warms_up_and_falls_linearly_to_0(data: DatasetSettings, weights: Path):
     job = tuned_job("segment", data, TINY | {"iterations": 10, "warmup_iterations": 2, "learning_rate": 0.8})
-    task = SegmentationTask(job, weights, World(rank=0, size=1, device=torch.device("cpu")))
+    task = SegmentationTask(job, weights, ALONE)
     assert [task.rate(step) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.0, 0.4, 0.8, 0.4, 0.1])
 
 
@@ -168,6 +180,36 @@ def test_unreadable_pairs_are_counted_and_not_judged(weights: Path, tmp_path: Pa
     assert (result["n"], result["skipped_images"]) == (3, 3)
     with pytest.raises(UserError, match=r"003\.png: not a readable PNG"):
         segment(tuned_job("segment", data, TINY | {"iterations": 3}), weights, tmp_path / "strict")
+
+
+def untrained(on_bad_image: str, data: DatasetSettings, weights: Path) -> SegmentationTask:
+    task = SegmentationTask(tuned_job("segment", data, TINY, on_bad_image), weights, ALONE)
+    task.model.eval()
+    return task
+
+
+def test_a_mask_of_another_size_than_its_picture_is_named_or_skipped(weights: Path, tmp_path: Path):
+    data = make_ade20k(tmp_path / "data")
+    for name in ("annotations/training/003.png", "annotations/validation/001.png"):
+        Image.fromarray(np.ones((7, 9), np.uint8)).save(data.root / name)
+    few = TINY | {"iterations": 3}
+    with pytest.raises(UserError, match=r"003\.png: 9 x 7 pixels, but images/training/003\.jpg has 90 x 50.* skip"):
+        segment(tuned_job("segment", data, few), weights, tmp_path / "strict")
+    segment(tuned_job("segment", data, few, "skip"), weights, tmp_path / "out")
+    result = result_of(tmp_path / "out")["evaluations"]["e"]
+    assert (result["n"], result["skipped_images"]) == (4, 2)
+    with pytest.raises(UserError, match=r"001\.png: 9 x 7 pixels, but images/validation/001\.jpg has 33 x 20.* skip"):
+        untrained("error", data, weights).measure()
+
+
+def test_a_test_picture_that_is_gone_is_named_or_skipped(weights: Path, tmp_path: Path):
+    data = make_ade20k(tmp_path / "data")
+    strict, lenient = (untrained(on_bad_image, data, weights) for on_bad_image in ("error", "skip"))
+    (data.root / "images" / "validation" / "002.jpg").unlink()
+    with pytest.raises(UserError, match=r"002\.jpg: cannot be read \(no such file or directory\).* skip"):
+        strict.measure()
+    measured = lenient.measure()
+    assert (measured.result["n"], measured.skipped) == (4, 1)
 
 
 def test_colours_follow_the_truth_so_that_pages_of_models_agree():

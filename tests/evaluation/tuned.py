@@ -1,4 +1,4 @@
-"""Jobs of fine-tuning and segmentation in this process or in one that can be killed.
+"""Jobs of fine-tuning, segmentation and detection in this process or in one that can be killed.
 
 python -m tests.evaluation.tuned VERB SAVE_SECONDS SETTINGS ENCODER OUT
 """
@@ -9,15 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 from dseq_jepa.data.settings import DatasetSettings, LoadingSettings
-from dseq_jepa.jobs import EvaluateJob, FinetuneJob, SegmentJob
+from dseq_jepa.evaluation.finished import Finished
+from dseq_jepa.evaluation.tuning import Tuning
+from dseq_jepa.jobs import DetectJob, EvaluateJob, FinetuneJob, SegmentJob
 from dseq_jepa.journal import read
 from tests.models.checkpoints import CPU, MODEL
 
-JOBS: dict[str, Any] = {"finetune": FinetuneJob, "segment": SegmentJob}
+JOBS: dict[str, Any] = {"finetune": FinetuneJob, "segment": SegmentJob, "detect": DetectJob}
 
 
 def tuned_job(verb: str, data: DatasetSettings, settings: dict[str, Any], on_bad_image: str = "error") -> Any:
@@ -85,6 +93,26 @@ def same_outcome(one: Path, other: Path) -> None:
     assert logged(one) == logged(other)
 
 
+@contextmanager
+def weights_noted() -> Iterator[list[dict[str, Tensor]]]:
+    """The weights at the end of every training in the block, which no file keeps."""
+    publish, noted = Tuning.publish, []
+
+    def note(self: Tuning, finished: Finished) -> Path:
+        noted.append({name: value.clone() for name, value in self.task.model.state_dict().items()})
+        return publish(self, finished)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Tuning, "publish", note)
+        yield noted
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Equal to the bit."""
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 if __name__ == "__main__":
     from dseq_jepa.evaluation import tuning
 
@@ -92,6 +120,8 @@ if __name__ == "__main__":
     tuning.SAVE_SECONDS = float(seconds)
     if verb == "finetune":
         from dseq_jepa.evaluation.finetune import finetune as run
+    elif verb == "detect":
+        from dseq_jepa.evaluation.detection.job import detect as run
     else:
         from dseq_jepa.evaluation.segmentation import segment as run
     run(JOBS[verb].parse(settings), Path(encoder), Path(out))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dseq_jepa.errors import UserError
+from dseq_jepa.evaluation.saving import PROBE_SECONDS, TUNING_SECONDS
 from dseq_jepa.fence import Claims
 
 Cluster = Literal["slurm", "local", "debug"]
@@ -92,10 +93,10 @@ class Order:
                 "a job is given to save; raise the limit or shorten the warning"
             )
         if saves is not None and limit <= saves:
+            other = " or lower recipes.*.save_every_minutes" if self.words[0] == "pretrain" else ""
             raise UserError(
-                f"--minutes {limit}: the time limit is not longer than the {saves:g} minutes between saved states "
-                "(recipes.*.save_every_minutes); a job that is killed without warning would never get on. Raise the "
-                "limit or save more often."
+                f"--minutes {limit}: the time limit is not longer than the {saves:g} minutes between saved states; a "
+                f"job that is killed without warning would never get on. Raise the limit{other}."
             )
         if self.cluster != "slurm" and self.resources.nodes > 1:
             raise UserError(f"--cluster {self.cluster} is one machine; --nodes {self.resources.nodes} needs slurm")
@@ -113,10 +114,11 @@ class Needs:
     save_minutes: float | None = None
 
 
-def needs_of(params: Mapping[str, Any]) -> Needs:
+def needs_of(verb: str, params: Mapping[str, Any]) -> Needs:
     """What a parsed command needs.
 
     Args:
+        verb: of the package.
         params: its options by name, such as the resolved job as JSON under `settings`, or `config` and names.
 
     """
@@ -133,13 +135,22 @@ def needs_of(params: Mapping[str, Any]) -> Needs:
         return Needs()
     if "compute" not in job:
         return Needs()
-    compute, recipe = job["compute"], job.get("recipe")
+    compute = job["compute"]
     return Needs(
         ranks=compute["ranks"],
         gpus=compute["device"] == "cuda",
         cpus=compute["threads"] + job["loading"]["workers"],
-        save_minutes=recipe["save_every_minutes"] if isinstance(recipe, dict) else None,
+        save_minutes=_save_minutes(verb, job.get("recipe")),
     )
+
+
+def _save_minutes(verb: str, recipe: Mapping[str, Any] | None) -> float | None:
+    """How often a verb saves its state; None for one that does not."""
+    if verb == "pretrain":
+        return None if recipe is None else float(recipe["save_every_minutes"])
+    if verb == "probe":
+        return PROBE_SECONDS / 60
+    return TUNING_SECONDS / 60 if verb in ("finetune", "segment", "detect") else None
 
 
 def place_of(params: Mapping[str, Any], words: tuple[str, ...]) -> Path:

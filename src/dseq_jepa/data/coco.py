@@ -210,6 +210,9 @@ def _check_annotation(
     for key in ("image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"):
         if key not in record:
             _refuse(path, where, f"has no {key}")
+    for key in ("image_id", "category_id"):
+        if not _whole(record[key]):
+            _refuse(path, where, f"its {key} is {str(record[key])[:60]}, expected a whole number")
     image = images.get(record["image_id"])
     if image is None:
         _refuse(path, where, f"names image {record['image_id']!r}, which this file does not list")

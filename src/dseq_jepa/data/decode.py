@@ -16,6 +16,7 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -53,6 +54,20 @@ _PILLOW_ERRORS = (
 
 class BadImage(UserError):  # noqa: N818 - a user's problem first, an exception second
     """A picture file that cannot be read or decoded; the message names it."""
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Decode a picture file.
+
+    Raises:
+        BadImage: the file cannot be read, or `decode` refuses it.
+
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    return decode(data, str(path))
 
 
 def decode(data: bytes, name: str) -> NDArray[np.uint8]:

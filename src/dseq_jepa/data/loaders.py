@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dseq_jepa.data.catalog import Split
-from dseq_jepa.data.decode import BadImage, decode
+from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.settings import LoadingSettings
 from dseq_jepa.data.transforms import TestView, TrainView, View
 from dseq_jepa.draws import uniforms
@@ -355,12 +355,7 @@ class _Reader(Dataset["_Loaded | _Failure"]):
                 yield int(ids_N[(position + ahead) % len(ids_N)])
 
     def _view(self, image_id: int, epoch: int) -> Tensor:
-        path = self.split.path(image_id)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BadImage(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
-        return self.view(decode(data, str(path)), image_id, epoch)
+        return self.view(read_picture(self.split.path(image_id)), image_id, epoch)
 
 
 @dataclass(frozen=True, eq=False)

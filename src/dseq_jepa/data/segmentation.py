@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dseq_jepa.data.ade20k import IGNORED, NAMES, read_mask, read_pairs
 from dseq_jepa.data.catalog import Split
+from dseq_jepa.data.decode import BadImage
 from dseq_jepa.data.layouts import Part
 from dseq_jepa.data.names import Names
 from dseq_jepa.data.settings import DatasetSettings
@@ -42,14 +43,19 @@ class MaskedSplit(Split):
 
     masks: Names
 
-    def mask(self, image_id: int) -> Pixels:
+    def mask(self, image_id: int, image_HWC: Pixels) -> Pixels:
         """(H, W) classes of a picture, IGNORED where there is none.
 
         Raises:
-            BadImage: the mask cannot be read.
+            BadImage: the mask cannot be read, or is not as large as the picture.
 
         """
-        return read_mask(self.root / self.masks[image_id])
+        path = self.root / self.masks[image_id]
+        mask_HW = read_mask(path)
+        (height, width), (rows, columns) = mask_HW.shape, image_HWC.shape[:2]
+        if (height, width) != (rows, columns):
+            raise BadImage(f"{path}: {width} x {height} pixels, but {self.paths[image_id]} has {columns} x {rows}")
+        return mask_HW
 
 
 def load_masked(settings: DatasetSettings, part: Part) -> MaskedSplit:
@@ -81,8 +87,13 @@ class SegmentationView:
     seed: int
 
     def __call__(self, image_HWC: Pixels, image_id: int, epoch: int) -> Tensor:
-        """uint8 (4, image_size, image_size): red, green, blue and class."""
-        mask_HW, size = self.split.mask(image_id), self.image_size
+        """uint8 (4, image_size, image_size): red, green, blue and class.
+
+        Raises:
+            BadImage: the mask cannot be read, or is not as large as the picture.
+
+        """
+        mask_HW, size = self.split.mask(image_id, image_HWC), self.image_size
         draws_K = uniforms(self.seed, "segmentation view", epoch, [image_id], 2 + 2 * CROP_TRIES + 9)[0]
         old_height, old_width = mask_HW.shape
         height, width = resized(old_height, old_width, size * _between(RESIZE, draws_K[0]))

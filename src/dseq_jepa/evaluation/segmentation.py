@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dseq_jepa.data.ade20k import IGNORED
-from dseq_jepa.data.decode import BadImage, decode
+from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.loaders import Batch, steps_per_epoch, training_batches
 from dseq_jepa.data.segmentation import SegmentationView, load_masked, shrunk
 from dseq_jepa.data.staging import staged
@@ -150,9 +150,9 @@ class SegmentationTask:
 
     def _read(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
         """A test picture and its mask, or None for an unreadable one that may be skipped."""
-        path = self.val.path(image_id)
         try:
-            return decode(path.read_bytes(), str(path)), self.val.mask(image_id)
+            picture_HWC = read_picture(self.val.path(image_id))
+            return picture_HWC, self.val.mask(image_id, picture_HWC)
         except BadImage as error:
             if self.loading.on_bad_image == "error":
                 raise BadImage(f"{error}. Restore the file or set loading.on_bad_image: skip.") from None

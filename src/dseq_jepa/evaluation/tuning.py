@@ -4,7 +4,7 @@
 
 What is trained is a `Task` (finetune.py, segmentation.py). Killed at any moment, the same command goes on from the last
 state; on a CPU the result is the same to the bit. State lies in out/state/<digest of settings and encoder>, is checked
-when read, and is safe to delete when metrics.json is there.
+when read, and is deleted once the result is there, or when other settings or another encoder start over.
 """
 
 import hashlib
@@ -28,6 +28,9 @@ from dseq_jepa.data.staging import stage
 from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.backbone import layer_groups
+from dseq_jepa.evaluation.finished import Finished
+from dseq_jepa.evaluation.resume import digest as digest_with_source
+from dseq_jepa.evaluation.saving import TUNING_SECONDS as SAVE_SECONDS
 from dseq_jepa.evaluation.settings import TunedSettings
 from dseq_jepa.fence import Fence
 from dseq_jepa.files import file_sha256, leave_behind, show
@@ -40,8 +43,6 @@ from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import StateStore, restore, training_state
 from dseq_jepa.training.distributed import World
 
-SAVE_SECONDS = 600.0
-"""Longest work that a kill without warning can cost."""
 _LOG_POINTS, _MOST_STEPS = 20, 50
 """At least so many journal points, at most so many steps between two."""
 
@@ -102,11 +103,15 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(job.model.seed)
-        tuning = (kind or Tuning)(job, make(job, encoder, world), identity(job, encoder), out, world)
+        store = StateStore(out / "state" / identity(job, encoder), Fence.from_environment())
+        finished = Finished(out, digest_with_source(job, encoder))
+        if distributed.from_main(world.is_main and _shown_again(finished, store)):
+            return out / report.METRICS
+        tuning = (kind or Tuning)(job, make(job, encoder, world), store, out, world)
         try:
             with tuning.signals_noted():
                 tuning.train()
-                return tuning.publish()
+                return tuning.publish(finished)
         except UserError as error:
             tuning.note(error)
             raise
@@ -118,10 +123,19 @@ def identity(job: EvaluateJob[Any], encoder: Path) -> str:
     return hashlib.sha256(canonical([job.digest, *files]).encode()).hexdigest()[:16]
 
 
+def _shown_again(finished: Finished, store: StateStore) -> bool:
+    """Whether an earlier process had got to the end; then its result is in its place again."""
+    store.fence.check()
+    shown = finished.show()
+    if shown:
+        store.drop()  # a kill may have come between
+    return shown
+
+
 class Tuning:
     """One training on this rank."""
 
-    def __init__(self, job: EvaluateJob[Any], task: Task, digest: str, out: Path, world: World) -> None:
+    def __init__(self, job: EvaluateJob[Any], task: Task, store: StateStore, out: Path, world: World) -> None:
         self.job, self.task, self.out, self.world = job, task, out, world
         self.provenance = Provenance.begin(job.to_json(), job.digest)
         self.optimizer = self.build_optimizer()
@@ -129,8 +143,7 @@ class Tuning:
         if world.size > 1:
             self.run = DistributedDataParallel(task.model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.log_every = max(1, min(_MOST_STEPS, task.steps // _LOG_POINTS))
-        self.fence = Fence.from_environment()
-        self.store = StateStore(out / "state" / digest, self.fence)
+        self.store, self.fence = store, store.fence
         self.step, self.seconds = 0, 0.0
         # Since the last log point: sum of losses. In the first epoch: pictures that could not be read.
         self.loss_sum, self.skipped = torch.zeros((), device=world.device), 0
@@ -164,10 +177,17 @@ class Tuning:
         show(path, self.out / "journal.jsonl")
         journal.start(run_tags("evaluate", self.job), steps=self.task.steps)
         if state is None:
+            self._drop_others()
             journal.params(json.loads(self.job.to_json()))
         for warning in warnings:
             journal.event("warning", text=warning)
         return journal
+
+    def _drop_others(self) -> None:
+        """Delete the states of other settings or encoders, which nothing would delete later."""
+        for folder in self.store.directory.parent.iterdir():
+            if folder != self.store.directory:
+                StateStore(folder, self.fence).drop()
 
     def train(self) -> None:
         """All remaining steps."""
@@ -249,8 +269,8 @@ class Tuning:
         if self.journal and self.fence.holds:
             self.journal.event("stopped" if isinstance(error, StoppedError) else "failed", text=str(error))
 
-    def publish(self) -> Path:
-        """Measure the trained model and write the artefacts."""
+    def publish(self, finished: Finished) -> Path:
+        """Measure the trained model, write the artefacts and delete the states."""
         task, began = self.task, time.perf_counter()
         task.model.eval()
         self._measuring = True
@@ -260,19 +280,23 @@ class Tuning:
         skipped = measured.skipped + self._all_skipped()
         if self.journal is not None:
             self.fence.check()
+            folder = finished.folder
+            folder.mkdir(parents=True, exist_ok=True)
             seconds = round(self.seconds + time.perf_counter() - began, 3)
             result = {**measured.result, "steps": self.step, "skipped_images": skipped, "seconds": seconds}
             for artefact, draw in measured.pictures.items():
-                draw(self.out / artefact)
-            report.write_records(self.out, [measured.records], measured.columns)
+                draw(folder / artefact)
+            report.write_records(folder, [measured.records], measured.columns)
             fingerprints = {name: settings.fingerprint for name, settings in self.job.data.items()}
-            self.provenance.finish(self.out, data=fingerprints, decoder=DECODER)
+            self.provenance.finish(folder, data=fingerprints, decoder=DECODER)
             values = {f"{task.name}/{key}": float(value) for key, value in measured.result["values"].items()}
             self.journal.metrics(self.step, values)
             self.journal.event("finished", evaluations=[task.name])
             self.journal.sync()
             self.journal.close()
-            report.write_metrics(self.out, self.job, {task.name: result})
+            show(self.journal.path, folder / self.journal.path.name)
+            report.write_metrics(folder, self.job, {task.name: result})
+            _shown_again(finished, self.store)
         return self.out / report.METRICS
 
     def _all_skipped(self) -> int:

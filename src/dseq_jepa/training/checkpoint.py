@@ -63,7 +63,7 @@ class StateStore:
             manifest["shards"] = {shard.name: _described(shard) for shard in shards}
         self.fence.check()
         write_atomically(path.with_suffix(".json"), json.dumps(manifest))
-        self._forget()
+        self._forget(KEPT_STATES)
 
     def save_shards(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write this rank's part of a sharded state; all ranks, before the first one calls `save` for this step.
@@ -82,6 +82,16 @@ class StateStore:
             raise UserError(
                 f"{path}: cannot be written ({causes}); is the disk full? The last good state is intact."
             ) from error
+
+    def drop(self) -> None:
+        """Delete every state; what else lies in the folder stays.
+
+        Raises:
+            UserError: when another process took over.
+
+        """
+        self.fence.check()
+        self._forget(0)
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest undamaged state, or None where none was ever saved, and a warning for every damaged one.
@@ -128,9 +138,9 @@ class StateStore:
         """Newest first."""
         return sorted(self.directory.glob("state-*.json"), reverse=True)
 
-    def _forget(self) -> None:
-        """Delete every state but the last two, and what a kill left unfinished."""
-        for old in self._manifests()[KEPT_STATES:]:
+    def _forget(self, kept_states: int) -> None:
+        """Delete every state but the last ones, and what a kill left unfinished."""
+        for old in self._manifests()[kept_states:]:
             old.unlink()
         kept = {path.stem for path in self._manifests()}
         for path in self.directory.glob("state-*"):

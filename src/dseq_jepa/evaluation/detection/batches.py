@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dseq_jepa.data.coco import CocoPart
-from dseq_jepa.data.decode import BadImage, decode
+from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.loaders import Batch, EpochOrder
 from dseq_jepa.data.settings import LoadingSettings
 from dseq_jepa.errors import UserError
@@ -67,7 +67,7 @@ def epoch_steps(part: CocoPart, batch_size: int) -> int:
     return steps
 
 
-def read_picture(part: CocoPart, index: int) -> NDArray[np.uint8]:
+def read_matching(part: CocoPart, index: int) -> NDArray[np.uint8]:
     """Pixels of a picture, (H, W, 3).
 
     Raises:
@@ -76,11 +76,7 @@ def read_picture(part: CocoPart, index: int) -> NDArray[np.uint8]:
     """
     image = part.images[index]
     path = part.root / image.file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
-    pixels_HWC = decode(data, str(path))
+    pixels_HWC = read_picture(path)
     height, width = pixels_HWC.shape[:2]
     if (height, width) != (image.height, image.width):
         raise BadImage(
@@ -177,7 +173,7 @@ class _TrainingReader(Dataset["TrainingBatch | _Failure"]):
         for bad in range(len(ids_N)):
             index = int(ids_N[(position + bad) % len(ids_N)])
             try:
-                pixels_HWC = read_picture(self.part, index)
+                pixels_HWC = read_matching(self.part, index)
             except BadImage as error:
                 if not self.skip:
                     raise BadImage(f"{error}. Restore the file or set loading.on_bad_image: skip.") from None
@@ -195,7 +191,7 @@ class _TestReader(Dataset["TestImage | _Failure"]):
     def __getitem__(self, index: int) -> "TestImage | _Failure":
         image = self.part.images[index]
         try:
-            pixels_HWC = read_picture(self.part, index)
+            pixels_HWC = read_matching(self.part, index)
         except BadImage as error:
             if not self.skip:
                 return _Failure(f"{error}. Restore the file or set loading.on_bad_image: skip.")

@@ -282,21 +282,10 @@ class _Order(Sampler[int]):
 
 
 def dataset_dicts(part: CocoPart, indices: Iterable[int]) -> list[dict[str, Any]]:
-    """Pictures as detectron2 describes them.
-
-    Raises:
-        UserError: an object that is no crowd has run lengths, which detectron2's mapper does not move.
-
-    """
+    """Pictures as detectron2 describes them; `read_parts` has seen that it can take their masks."""
     labels, records = part.labels, []
     for index in indices:
         image, objects = part.images[index], part.objects[index]
-        for one in objects:
-            if not one["iscrowd"] and isinstance(one["segmentation"], dict):
-                raise UserError(
-                    f"{part.annotations}: annotation {one['id']} has run lengths and is no crowd; engine detectron2 "
-                    "takes polygons, use engine torchvision"
-                )
         annotations = [
             {
                 "bbox": one["bbox"],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dseq_jepa.data.coco import CocoPart
 from dseq_jepa.evaluation.detection.average_precision import Prediction
-from dseq_jepa.evaluation.detection.batches import read_picture
+from dseq_jepa.evaluation.detection.batches import read_matching
 from dseq_jepa.evaluation.detection.views import place_mask, whole
 from dseq_jepa.files import atomically
 
@@ -57,7 +57,7 @@ def draw_examples(path: Path, part: CocoPart, predictions: Mapping[int, Sequence
     figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.3), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for pair, (index, found) in enumerate(predictions.items()):
-        pixels_HWC = read_picture(part, index)
+        pixels_HWC = read_matching(part, index)
         truth = _truth(part, index)
         best = _best(part, index, found, min(MOST_DRAWN, max(1, len(truth))))
         _draw(axes[2 * pair], pixels_HWC, truth, "truth")

@@ -17,6 +17,7 @@ from dseq_jepa.data.coco import CocoPart, read_coco, require_same_categories
 from dseq_jepa.data.loaders import Batch
 from dseq_jepa.data.staging import staged
 from dseq_jepa.draws import uniforms
+from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation import report
 from dseq_jepa.evaluation.detection.average_precision import Prediction, encode_masks
 from dseq_jepa.evaluation.detection.batches import (
@@ -39,11 +40,25 @@ from dseq_jepa.training.distributed import World
 
 
 def read_parts(job: DetectJob, settings: DetectionSettings) -> tuple[CocoPart, CocoPart]:
-    """Both splits of the job's data, checked as `dseq-jepa data check` does."""
+    """Both splits of the job's data, checked as `dseq-jepa data check` does and for what the engine cannot take."""
     data = staged(job.data[settings.data], job.loading)
     train, val = read_coco(data.root, "train"), read_coco(data.root, "val")
     require_same_categories(train, val)
+    if settings.engine == "detectron2":
+        for part in (train, val):
+            _require_polygons(part)
     return train, val
+
+
+def _require_polygons(part: CocoPart) -> None:
+    """Refuse run lengths of single objects, which detectron2's mapper does not move: before training, not at a use."""
+    for objects in part.objects:
+        for one in objects:
+            if not one["iscrowd"] and isinstance(one["segmentation"], dict):
+                raise UserError(
+                    f"{part.annotations}: annotation {one['id']} has run lengths and is no crowd; engine detectron2 "
+                    "takes polygons, use engine torchvision"
+                )
 
 
 def rate_at(settings: DetectionSettings, epoch: float) -> float:
