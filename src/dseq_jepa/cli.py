@@ -10,6 +10,7 @@ method, an architecture and a seed; both resolve to the same job. Nothing heavy 
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -522,6 +523,7 @@ def launch(
     constraint: Annotated[str | None, typer.Option(help="Features of the nodes, such as h200.")] = None,
     max_requeues: Annotated[int, typer.Option(min=0, help="How often the job may start again.")] = 20,
     signal_seconds: Annotated[int, typer.Option(min=1, help="Warning before the time limit.")] = 120,
+    python: Annotated[str | None, typer.Option(help="Interpreter of another environment that runs the verb.")] = None,
 ) -> None:
     """Run a command on the cluster and wait for it; run again, it attaches to the job that is there."""
     from dseq_jepa.cluster.launch import launch as run
@@ -539,8 +541,20 @@ def launch(
         minutes, nodes, tasks, tasks * needs.gpus if gpus is None else gpus, cpus or needs.cpus,
         mem_mb, partition, account, qos, constraint, max_requeues, signal_seconds,
     )  # fmt: skip
-    order = Order(words, place_of(params, words), resources, cluster, needs.save_minutes)  # type: ignore[arg-type]
+    order = Order(
+        words, place_of(params, words), resources, cluster, needs.save_minutes, _interpreter(python)  # type: ignore[arg-type]
+    )  # fmt: skip
     sys.exit(run(order))
+
+
+def _interpreter(python: str | None) -> str:
+    """The path of a program, for the nodes may look for its name elsewhere; this interpreter's unless one is given."""
+    if python is None:
+        return sys.executable
+    found = shutil.which(python)
+    if found is None:
+        raise UserError(f"--python {python}: there is no such program")
+    return os.path.abspath(found)
 
 
 @app.command(epilog="Example: dseq-jepa plan --config configs/paper.yaml --nodes 4")

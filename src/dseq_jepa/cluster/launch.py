@@ -222,6 +222,7 @@ class Waiter:
             self.claims.folder,
             token,
             wanted.max_requeues,
+            self.order.python,
             gpus=wanted.gpus if local else 0,
             visible=tuple(visible_gpus()) if local else (),
         )

@@ -44,6 +44,8 @@ class Task:
     submission: int
     """Token of the claim under which the job was submitted."""
     max_requeues: int
+    python: str
+    """The interpreter that runs the verb; this process may be in another environment."""
     gpus: int = 0
     """GPUs to take on this machine; 0 where the scheduler hands them out."""
     visible: tuple[int, ...] = ()
@@ -123,7 +125,7 @@ class _Rank:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         if self.stopped_by is not None:
             return INTERRUPTED_CODE
-        command = [sys.executable, "-m", "dseq_jepa", *self.task.words]
+        command = [self.task.python, "-m", "dseq_jepa", *self.task.words]
         self.child = subprocess.Popen(command, env=variables, close_fds=False, preexec_fn=_die_with_parent)
         if self.stopped_by is not None:  # it came while the process was being started
             self.child.send_signal(self.stopped_by)
