@@ -516,7 +516,9 @@ def launch(
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs per node; one per rank on compute.device cuda.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores per rank; threads and loading workers.")] = None,
-    mem_mb: Annotated[int | None, typer.Option(min=1, help="Memory per node; the partition's unless given.")] = None,
+    mem_mb: Annotated[
+        int | None, typer.Option(min=0, help="Memory per node, 0 for all of it; the partition's unless given.")
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Of the cluster.")] = None,
     account: Annotated[str | None, typer.Option(help="That is charged.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,

@@ -33,7 +33,7 @@ class Resources:
     cpus: int = 1
     """CPU cores per process."""
     mem_mb: int | None = None
-    """Memory per node; the partition's default unless given."""
+    """Memory per node, 0 for all of it; the partition's default unless given."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
