@@ -19,20 +19,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dseq_jepa.cluster.endings import LOST, of_job, of_rank
 from dseq_jepa.cluster.gpus import visible_gpus
-from dseq_jepa.cluster.order import Order, described, sbatch_parameters
+from dseq_jepa.cluster.order import Order
 from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
-from dseq_jepa.cluster.scheduler import Life, Scheduler, Slurm, State, scheduler, started
-from dseq_jepa.cluster.task import Task, cancelled
+from dseq_jepa.cluster.scheduler import Life, Scheduler, State, scheduler, started
+from dseq_jepa.cluster.submit import submit, task_of
+from dseq_jepa.cluster.tail import Tail, last_lines
+from dseq_jepa.cluster.task import cancelled
 from dseq_jepa.errors import UserError
 from dseq_jepa.fence import Claim
 from dseq_jepa.files import write_atomically
 
-_LOST = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"}
-"""Ends that are nobody's fault: the command is submitted again and goes on from its state."""
 _LOOK = 0.5
 _ASK_LEAST, _ASK_MOST = 2.0, 20.0
-_TAIL_LINES = 30
 _SUBMITTING_SECONDS = 300.0
 
 
@@ -215,64 +215,16 @@ class Waiter:
     def _submit(self, token: int) -> str:
         """Hand the order to submitit; the job's id."""
         self.token = token
-        wanted = self.order.resources
-        local = self.order.cluster != "slurm"
-        task = Task(
-            self.order.words,
-            self.claims.folder,
-            token,
-            wanted.max_requeues,
-            self.order.python,
-            gpus=wanted.gpus if local else 0,
-            visible=tuple(visible_gpus()) if local else (),
-        )
-        if self.order.cluster == "debug":
-            return self._here(task, token)
-        job = self._submitted(task, token)
-        write_atomically(self._job_file(token), job)
+        task = task_of(self.order, token)
+        job = submit(self.order, task, self._folder(token), self._name(token), self._job_file(token))
         self.token = None
         return job
-
-    def _here(self, task: Task, token: int) -> str:
-        """Run the task in this process; its output goes to the terminal."""
-        import submitit
-
-        job = f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
-        write_atomically(self._job_file(token), job)
-        executor = submitit.AutoExecutor(self._folder(token), cluster="debug")
-        with suppress(SystemExit):  # the status is in the record
-            executor.submit(task).result()
-        return f"{socket.gethostname()}:{os.getpid()}:over"
-
-    def _submitted(self, task: Task, token: int) -> str:
-        import submitit
-
-        try:
-            executor = submitit.AutoExecutor(self._folder(token), cluster=self.order.cluster)
-            executor.update_parameters(**sbatch_parameters(self.order, self._name(token)))
-            with _quiet_children():
-                job = executor.submit(task)
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(self._refused(str(error))) from None
-        if self.order.cluster == "local":
-            return f"{socket.gethostname()}:{job.job_id}:{started(int(job.job_id))}"
-        return str(job.job_id)
-
-    def _refused(self, text: str) -> str:
-        """Why sbatch refused, and what there is."""
-        reasons = [line.strip() for line in text.splitlines() if line.strip()]
-        reason = next((line for line in reasons if "error" in line.lower()), reasons[-1])
-        offer = Slurm().offer()
-        return (
-            f"sbatch refused the job ({described(self.order.resources)}): {reason}\nThis cluster has (partition, time "
-            f"limit, nodes, GPUs per node):\n{offer}\nNothing was started."
-        )
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def _follow(self, submission: Submission) -> int | State:
         """Wait for a job, showing its log; its exit status, or the state in which the cluster lost it."""
-        log = _Tail(self._log(submission, 0), from_end=not submission.own)
+        log = Tail(self._log(submission, 0), from_end=not submission.own)
         said, asked = "", 0.0
         began = time.monotonic()
         while True:
@@ -301,48 +253,30 @@ class Waiter:
     def _over(self, submission: Submission, state: State) -> int | State:
         """What the end of a job means."""
         attempt = Attempt.newest(self._folder(submission.token))
-        if attempt is None:
-            if cancelled(self.claims, submission.token).exists():
-                return 128 + signal.SIGINT
-            self.say(
-                f"{state}; it left nothing in {self._folder(submission.token)}, not even a log of its start. Is this "
-                "folder on a file system that the compute nodes share, and does the environment exist there?"
-            )
-            return 1
-        ends = attempt.ends()
+        ends = attempt.ends() if attempt else []
         if self._succeeded(ends):
             return 0
         if any(end.note == SUPERSEDED for end in ends):
             return state
-        failure = attempt.first_failure()
-        if failure is None and state.name == "COMPLETED":
-            return 0
-        if failure is None and state.name in _LOST:
+        if cancelled(self.claims, submission.token).exists():
+            self.say(f"{state}: somebody cancelled it with Ctrl-C")
+            return 128 + signal.SIGINT
+        failure = attempt.first_failure() if attempt else None
+        if failure is not None:
+            self._explain(submission, failure)
+            return failure.code
+        if state.name in LOST:
             return state
-        self._explain(submission, state, failure)
-        return failure.code if failure else 1
+        if attempt is not None and state.name == "COMPLETED":
+            return 0
+        self.say(f"{state}: {of_job(state, self._log(submission, 0), began=attempt is not None)}")
+        return 1
 
-    def _explain(self, submission: Submission, state: State, failure: End | None) -> None:
+    def _explain(self, submission: Submission, failure: End) -> None:
         """Why a job failed: the rank that did first, the end of its log, and where the rest is."""
-        if failure is None:
-            log = self._log(submission, 0)
-            what = "was cancelled" if state.name == "CANCELLED" else "ended without a word of its own"
-            self.say(f"{state}: it {what}; its log: {log}")
-            return
         log = self._log(submission, failure.rank)
-        signalled = failure.code - 128
-        why = f"exit status {failure.code}"
-        if failure.note:
-            why = failure.note
-        elif signalled > 0:
-            why = f"killed by {signal.Signals(signalled).name}" + (
-                "; the kernel does that when memory runs out: ask for more with --mem-mb, or lower the batch"
-                if signalled == signal.SIGKILL
-                else ""
-            )
-        lines = _last_lines(log)
-        self.say(f"failed: rank {failure.rank} on {failure.host}: {why}. The end of {log}:")
-        sys.stderr.write("".join(f"    {line}\n" for line in lines))
+        self.say(f"failed: rank {failure.rank} on {failure.host}: {of_rank(failure)}. The end of {log}:")
+        sys.stderr.write("".join(f"    {line}\n" for line in last_lines(log)))
         sys.stderr.flush()
 
     def cancel(self) -> None:
@@ -359,42 +293,3 @@ class Waiter:
         while self.scheduler.state(job).life is not Life.OVER and time.monotonic() < until:
             time.sleep(_LOOK)
         self.say(f"cancelled; {self.scheduler.state(job)}")
-
-
-@contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Processes that are started in this block take no notice of Ctrl-C and of the end of the terminal."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is delivered now
-
-
-class _Tail:
-    """Copies a growing file to stdout."""
-
-    def __init__(self, path: Path, *, from_end: bool) -> None:
-        self.path, self.position = path, 0
-        if from_end and path.exists():
-            self.position = path.stat().st_size - len("\n".join([*_last_lines(path), ""]).encode())
-
-    def copy(self) -> None:
-        """What was added since the last time."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.position))
-            added = file.read()
-        self.position = max(0, self.position) + len(added)
-        if added:
-            sys.stdout.buffer.write(added)
-            sys.stdout.buffer.flush()
-
-
-def _last_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return ["(no log was written)"]
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        return file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
