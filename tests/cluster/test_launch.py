@@ -4,7 +4,6 @@ pytest tests/cluster/test_launch.py
 """
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from dseq_jepa.cluster import launch as module
 from dseq_jepa.cluster.launch import launch
 from dseq_jepa.cluster.order import Order, Resources
 from dseq_jepa.cluster.records import Attempt, End
-from dseq_jepa.cluster.scheduler import Life, State
+from dseq_jepa.cluster.scheduler import Life, NoAnswerError, State
 from dseq_jepa.cluster.task import Task
 from dseq_jepa.files import write_atomically
 
@@ -63,10 +62,10 @@ def order(tmp_path: Path) -> Order:
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK", 0.01)
     monkeypatch.setattr(module, "_ASK_LEAST", 0.01)
-    return
+    monkeypatch.setattr(module, "_ASK_MOST", 0.01)
 
 
 @pytest.fixture
@@ -123,3 +122,42 @@ def test_every_exit_status_can_be_said(code: int, expected: str, play) -> None:
     status, said = play(Script((over("FAILED"), ended(code))))
     assert status == code
     assert f"failed: rank 0 on n1: {expected}." in said
+
+
+class Queue(Script):
+    """A cluster where a job of a name runs already, though its id is written down nowhere, and then ends well."""
+
+    def __init__(self, folder: Path, wanted: str, job: str, answers: int = 1) -> None:
+        super().__init__()
+        self.folder, self.wanted, self.job, self.answers, self.asked = folder, wanted, job, answers, 0
+
+    def find(self, name: str) -> str | None:
+        self.answers -= 1
+        if self.answers > 0:
+            raise NoAnswerError("squeue does not answer")
+        return self.job if name == self.wanted else None
+
+    def state(self, job: str) -> State:
+        assert job == self.job
+        self.asked += 1
+        if self.asked == 2:
+            Attempt(self.folder, 0).write(ended(0))
+        return RUNNING
+
+
+@pytest.mark.parametrize("answers", [1, 3], ids=["at once", "when squeue answers"])
+def test_a_job_that_another_login_node_submitted_is_found_by_its_name(answers: int, order: Order, play) -> None:
+    """That node's launcher died before it wrote the id down and gave the job its task."""
+    about = {"kind": "submission", "cluster": "slurm", "command": order.command, "host": "login2", "pid": 1}
+    token = order.claims.take({**about, "started": "1"}, after=0)
+    folder = order.claims.folder / "jobs" / "000001"
+    write_atomically(folder / "0a1b.pkl", "task")
+    began = time.monotonic()
+    script = Queue(folder, f"{order.name}-{token}", "77", answers)
+    status, said = play(script)
+    assert status == 0, said
+    assert time.monotonic() - began < 60
+    assert script.tasks == []
+    assert "runs or waits already" in said
+    assert (folder / "77_submitted.pkl").read_text() == "task"
+    assert (order.claims.folder / "job-000001").read_text() == "77"

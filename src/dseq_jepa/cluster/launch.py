@@ -23,8 +23,8 @@ from dseq_jepa.cluster.endings import LOST, of_job, of_rank
 from dseq_jepa.cluster.gpus import visible_gpus
 from dseq_jepa.cluster.order import Order
 from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
-from dseq_jepa.cluster.scheduler import Life, Scheduler, State, scheduler, started
-from dseq_jepa.cluster.submit import submit, task_of
+from dseq_jepa.cluster.scheduler import Life, NoAnswerError, Scheduler, State, scheduler, started
+from dseq_jepa.cluster.submit import adopt, submit, task_of
 from dseq_jepa.cluster.tail import Tail, last_lines
 from dseq_jepa.cluster.task import cancelled
 from dseq_jepa.errors import UserError
@@ -165,7 +165,7 @@ class Waiter:
                     return Submission(token, job, own=False)
             elif time.monotonic() - waiting_since > _SUBMITTING_SECONDS:
                 return None
-            time.sleep(_LOOK)
+            time.sleep(_ASK_LEAST)
         return None
 
     def _same_command(self, submitted: dict[str, Any], job: str) -> None:
@@ -185,13 +185,28 @@ class Waiter:
                 f"{self.order.place}: a job that --cluster {submitted['cluster']} started may work here; look with "
                 f"that option, or delete {self.claims.folder} when you know that it is over."
             )
+        submitting = self._submitting(submitted)  # before the look: it may submit between the two
+        job = self._found(token)
+        return "" if job is None and submitting else job
+
+    def _submitting(self, submitted: dict[str, Any]) -> bool:
+        """Whether the process that took a claim may still submit; of another login node nobody can tell."""
         here = submitted["host"] == socket.gethostname()
-        if here and started(submitted["pid"]) != submitted["started"]:
-            job = self.scheduler.find(self._name(token))  # it died between submitting and writing the id down
-            if job is not None:
-                write_atomically(path, job)
-            return job
-        return ""
+        return not here or started(submitted["pid"]) == submitted["started"]
+
+    def _found(self, token: int) -> str | None:
+        """The job of a claim by its name, once the scheduler answers; the id is written down for whoever comes next."""
+        while True:
+            try:
+                job = self.scheduler.find(self._name(token))
+                break
+            except NoAnswerError as error:
+                self.say(f"{error}; it is asked again in {_ASK_MOST:g} s")
+                time.sleep(_ASK_MOST)
+        if job is not None:
+            adopt(self._folder(token), job)
+            write_atomically(self._job_file(token), job)
+        return job
 
     def _finished(self, token: int) -> bool:
         """Whether every rank is done, though the scheduler may not have noticed."""
@@ -285,7 +300,11 @@ class Waiter:
         if token is None:
             return
         write_atomically(cancelled(self.claims, token), "")
-        job = self.submission.job if self.submission else self.scheduler.find(self._name(token))
+        try:
+            job = self.submission.job if self.submission else self.scheduler.find(self._name(token))
+        except NoAnswerError as error:
+            self.say(f"{error}; if it does, it ends when it starts")
+            return
         if job is None:
             return
         self.scheduler.cancel(job)

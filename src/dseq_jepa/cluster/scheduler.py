@@ -29,6 +29,10 @@ _OVER = {
 }  # fmt: skip
 
 
+class NoAnswerError(UserError):
+    """The controller does not answer; what it was asked to do may be done all the same."""
+
+
 class Life(enum.Enum):
     """Whether a job can still do anything."""
 
@@ -122,14 +126,14 @@ class Slurm:
         """The id of the newest job of this name that is not over.
 
         Raises:
-            UserError: when the controller does not answer; guessing could start a second job.
+            NoAnswerError: when the controller does not answer; guessing could start a second job.
 
         """
         answer = _ask("squeue", "-h", "-a", "--name", name, "-o", "%A")
         if answer.returncode:
-            raise UserError(
-                f"squeue does not answer ({_last_line(answer.stderr)}), and without it nobody knows whether "
-                f"the job {name} exists. Try again when it does; nothing was started."
+            raise NoAnswerError(
+                f"squeue does not answer ({_last_line(answer.stderr)}), and without it nobody knows whether the job "
+                f"{name} exists"
             )
         return max(answer.stdout.split(), key=int, default=None)
 

@@ -54,6 +54,17 @@ def submit(order: Order, task: Task, folder: Path, name: str, noted: Path) -> st
     return job
 
 
+def adopt(folder: Path, job: str) -> None:
+    """Give a job its task where whoever submitted it came no further: submitit does that after sbatch, by the job's id.
+
+    A link, for the one who submitted may be alive and about to do the same.
+    """
+    for task in folder.glob("*.pkl"):
+        if "_" not in task.name:
+            with suppress(FileExistsError, FileNotFoundError):
+                os.link(task, folder / f"{job}_submitted.pkl")
+
+
 def _here(task: Task, folder: Path, noted: Path) -> str:
     """Run the task in this process; its output goes to the terminal."""
     import submitit
