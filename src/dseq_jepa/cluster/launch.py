@@ -147,8 +147,9 @@ class Waiter:
                 "time": time.time(),
             }
             token = self.claims.take(about, after=current.token if current else 0)
-            if token is not None:
-                return Submission(token, self._submit(token), own=True)
+            job = self._submit(token) if token is not None else None
+            if token is not None and job is not None:
+                return Submission(token, job, own=True)
 
     def _living(self, current: Claim) -> Submission | None:
         """The job of the claim that holds; None once it is over. One that is being submitted or ending is awaited."""
@@ -190,9 +191,11 @@ class Waiter:
         return "" if job is None and submitting else job
 
     def _submitting(self, submitted: dict[str, Any]) -> bool:
-        """Whether the process that took a claim may still submit; of another login node nobody can tell."""
-        here = submitted["host"] == socket.gethostname()
-        return not here or started(submitted["pid"]) == submitted["started"]
+        """Whether another process, which took a claim, may still submit; of another login node nobody can tell."""
+        if submitted["host"] != socket.gethostname():
+            return True
+        own: bool = submitted["pid"] == os.getpid()
+        return not own and started(submitted["pid"]) == submitted["started"]
 
     def _found(self, token: int) -> str | None:
         """The job of a claim by its name, once the scheduler answers; the id is written down for whoever comes next."""
@@ -227,11 +230,16 @@ class Waiter:
 
     # -- submission ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, token: int) -> str:
-        """Hand the order to submitit; the job's id."""
+    def _submit(self, token: int) -> str | None:
+        """Hand the order to submitit; the job's id, or None where nobody knows yet whether there is a job."""
         self.token = token
         task = task_of(self.order, token)
-        job = submit(self.order, task, self._folder(token), self._name(token), self._job_file(token))
+        try:
+            job = submit(self.order, task, self._folder(token), self._name(token), self._job_file(token))
+        except NoAnswerError as error:
+            self.say(f"{error}; it may be in the queue all the same, so it is looked for in {_ASK_MOST:g} s")
+            time.sleep(_ASK_MOST)
+            return None
         self.token = None
         return job
 

@@ -23,6 +23,10 @@ from typing import Protocol
 from dseq_jepa.errors import UserError
 
 _ANSWER_SECONDS = 60
+_NO_ANSWER = (
+    "timed out", "unable to contact slurm controller", "communication connection failure",
+    "zero bytes were transmitted", "standby mode",
+)  # fmt: skip
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -172,6 +176,11 @@ class Machine:
         """SIGTERM to the first process, which hands it on."""
         if self.state(job).life is Life.ALIVE:
             os.kill(int(job.split(":")[1]), signal.SIGTERM)
+
+
+def unanswered(text: str) -> bool:
+    """Whether a command of Slurm failed with these words because the controller did not answer."""
+    return any(words in text.lower() for words in _NO_ANSWER)
 
 
 def scheduler(cluster: str) -> Scheduler:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dseq_jepa.cluster.gpus import visible_gpus
 from dseq_jepa.cluster.order import Order, described, sbatch_parameters
-from dseq_jepa.cluster.scheduler import Slurm, started
+from dseq_jepa.cluster.scheduler import NoAnswerError, Slurm, started, unanswered
 from dseq_jepa.cluster.task import Task
 from dseq_jepa.errors import UserError
 from dseq_jepa.files import write_atomically
@@ -44,6 +44,7 @@ def submit(order: Order, task: Task, folder: Path, name: str, noted: Path) -> st
         noted: file for the id.
 
     Raises:
+        NoAnswerError: when the controller does not answer; the job may be in the queue all the same.
         UserError: when sbatch refuses the job.
 
     """
@@ -85,16 +86,18 @@ def _submitted(order: Order, task: Task, folder: Path, name: str) -> str:
         with _quiet_children():
             job = executor.submit(task)
     except submitit.core.utils.FailedJobError as error:
-        raise UserError(_refused(order, str(error))) from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["sbatch failed without a word"]
+        if unanswered(lines[-1]):
+            raise NoAnswerError(lines[-1]) from None
+        raise UserError(_refused(order, lines)) from None
     if order.cluster == "local":
         return f"{socket.gethostname()}:{job.job_id}:{started(int(job.job_id))}"
     return str(job.job_id)
 
 
-def _refused(order: Order, text: str) -> str:
+def _refused(order: Order, said: list[str]) -> str:
     """Why sbatch refused, and what there is."""
-    reasons = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = next((line for line in reasons if "error" in line.lower()), reasons[-1])
+    reason = next((line for line in said if "error" in line.lower()), said[-1])
     return (
         f"sbatch refused the job ({described(order.resources)}): {reason}\nThis cluster has (partition, time limit, "
         f"nodes, GPUs per node):\n{Slurm().offer()}\nNothing was started."
