@@ -3,16 +3,20 @@
 pytest tests/cluster/test_launch.py
 """
 
+import dataclasses
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
+import submitit
 
 from dseq_jepa.cluster import launch as module
 from dseq_jepa.cluster.launch import launch
 from dseq_jepa.cluster.order import Order, Resources
 from dseq_jepa.cluster.records import Attempt, End
-from dseq_jepa.cluster.scheduler import Life, NoAnswerError, State
+from dseq_jepa.cluster.scheduler import Life, Machine, NoAnswerError, State
 from dseq_jepa.cluster.task import Task
 from dseq_jepa.files import write_atomically
 
@@ -122,6 +126,33 @@ def test_every_exit_status_can_be_said(code: int, expected: str, play) -> None:
     status, said = play(Script((over("FAILED"), ended(code))))
     assert status == code
     assert f"failed: rank 0 on n1: {expected}." in said
+
+
+def test_ctrl_c_right_after_the_submission_cancels_its_job(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "Submission", interrupted)
+    script = Script((RUNNING, None))
+    status, said = play(script)
+    assert status == 130
+    assert script.cancelled == ["1"], said
+
+
+def test_ctrl_c_within_the_submission_ends_a_process_of_this_machine_too(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = submitit.AutoExecutor.submit
+
+    def submitted(self: submitit.AutoExecutor, task: Task) -> object:
+        job = submit(self, task)
+        os.kill(os.getpid(), signal.SIGINT)
+        return job
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", submitted)
+    assert launch(dataclasses.replace(order, cluster="local")) == 130
+    job = (order.claims.folder / "job-000001").read_text()
+    assert Machine().state(job).life is Life.OVER
 
 
 class Queue(Script):

@@ -106,7 +106,7 @@ class Waiter:
         self.order, self.scheduler, self.claims = order, scheduler, order.claims
         self.submission: Submission | None = None
         self.token: int | None = None
-        """The claim that is being submitted."""
+        """The claim that is being submitted, until its job is remembered."""
 
     def say(self, text: str) -> None:
         """One line for the person or the log."""
@@ -118,6 +118,7 @@ class Waiter:
         """Submit or attach, follow, and submit again what the cluster lost."""
         for lost in range(self.order.resources.max_requeues + 1):
             self.submission = self._submission()
+            self.token = None
             attached = "" if self.submission.own else ", which runs or waits already"
             self.say(f"{self.order.name}{attached}; states from {self.scheduler.describe()}")
             outcome = self._follow(self.submission)
@@ -240,7 +241,6 @@ class Waiter:
             self.say(f"{error}; it may be in the queue all the same, so it is looked for in {_ASK_MOST:g} s")
             time.sleep(_ASK_MOST)
             return None
-        self.token = None
         return job
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class Waiter:
             return
         write_atomically(cancelled(self.claims, token), "")
         try:
-            job = self.submission.job if self.submission else self.scheduler.find(self._name(token))
+            job = self.submission.job if self.submission else self._submitted_by_now(token)
         except NoAnswerError as error:
             self.say(f"{error}; if it does, it ends when it starts")
             return
@@ -320,3 +320,8 @@ class Waiter:
         while self.scheduler.state(job).life is not Life.OVER and time.monotonic() < until:
             time.sleep(_LOOK)
         self.say(f"cancelled; {self.scheduler.state(job)}")
+
+    def _submitted_by_now(self, token: int) -> str | None:
+        """The job of a submission that was interrupted."""
+        path = self._job_file(token)
+        return path.read_text() if path.exists() else self.scheduler.find(self._name(token))

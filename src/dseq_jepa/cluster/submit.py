@@ -50,8 +50,9 @@ def submit(order: Order, task: Task, folder: Path, name: str, noted: Path) -> st
     """
     if order.cluster == "debug":
         return _here(task, folder, noted)
-    job = _submitted(order, task, folder, name)
-    write_atomically(noted, job)
+    with _undisturbed():
+        job = _submitted(order, task, folder, name)
+        write_atomically(noted, job)
     return job
 
 
@@ -83,8 +84,7 @@ def _submitted(order: Order, task: Task, folder: Path, name: str) -> str:
     try:
         executor = submitit.AutoExecutor(folder, cluster=order.cluster)
         executor.update_parameters(**sbatch_parameters(order, name))
-        with _quiet_children():
-            job = executor.submit(task)
+        job = executor.submit(task)
     except submitit.core.utils.FailedJobError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["sbatch failed without a word"]
         if unanswered(lines[-1]):
@@ -105,8 +105,8 @@ def _refused(order: Order, said: list[str]) -> str:
 
 
 @contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Processes that are started in this block take no notice of Ctrl-C and of the end of the terminal."""
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and the end of the terminal wait for the end of this block; processes that it starts ignore them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
         yield
