@@ -523,7 +523,7 @@ def launch(
     account: Annotated[str | None, typer.Option(help="That is charged.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Features of the nodes, such as h200.")] = None,
-    max_requeues: Annotated[int, typer.Option(min=0, help="How often the job may start again.")] = 20,
+    max_requeues: Annotated[int, typer.Option(min=0, help="How often it may start again.")] = 20,
     signal_seconds: Annotated[int, typer.Option(min=1, help="Warning before the time limit.")] = 120,
     python: Annotated[str | None, typer.Option(help="Interpreter of another environment that runs the verb.")] = None,
 ) -> None:

@@ -33,8 +33,9 @@ class Script:
 
     name = "slurm"
 
-    def __init__(self, *ends: tuple[State, End | None]) -> None:
+    def __init__(self, *ends: tuple[State, End | None], starts: list[int] | None = None) -> None:
         self.ends, self.tasks, self.cancelled = ends, [], []
+        self.starts = starts or [1] * len(ends)
 
     def describe(self) -> str:
         return "a script"
@@ -45,7 +46,7 @@ class Script:
         self.tasks.append(task)
         _, record = self.ends[len(self.tasks) - 1]
         if record is not None:
-            Attempt(folder, 0).write(record)
+            Attempt(folder, self.starts[len(self.tasks) - 1] - 1).write(record)
         write_atomically(noted, str(len(self.tasks)))
         return str(len(self.tasks))
 
@@ -87,6 +88,16 @@ def play(order: Order, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def ended(code: int, note: str = "") -> End:
     """How the only rank ended."""
     return End(0, code, time.time(), "n1", note)
+
+
+def test_all_starts_of_all_jobs_count(play) -> None:
+    """Two requeues allow three starts: one that left nothing, and two of a second job."""
+    lost = over("NODE_FAIL")
+    script = Script((lost, None), (lost, ended(75, "interrupted")), starts=[0, 2])
+    status, said = play(script)
+    assert status == 1
+    assert [task.before for task in script.tasks] == [0, 1]
+    assert "3 starts are all that --max-requeues allows" in said
 
 
 @pytest.mark.parametrize("name", ["NODE_FAIL", "BOOT_FAIL", "PREEMPTED"])
@@ -179,8 +190,8 @@ class Queue(Script):
 @pytest.mark.parametrize("answers", [1, 3], ids=["at once", "when squeue answers"])
 def test_a_job_that_another_login_node_submitted_is_found_by_its_name(answers: int, order: Order, play) -> None:
     """That node's launcher died before it wrote the id down and gave the job its task."""
-    about = {"kind": "submission", "cluster": "slurm", "command": order.command, "host": "login2", "pid": 1}
-    token = order.claims.take({**about, "started": "1"}, after=0)
+    about = {"kind": "submission", "cluster": "slurm", "command": order.command, "host": "login2"}
+    token = order.claims.take({**about, "pid": 1, "started": "1", "before": 0}, after=0)
     folder = order.claims.folder / "jobs" / "000001"
     write_atomically(folder / "0a1b.pkl", "task")
     began = time.monotonic()

@@ -52,6 +52,8 @@ class Submission:
     job: str
     own: bool
     """Whether this process submitted it."""
+    before: int
+    """Starts of the same order's earlier jobs, which the cluster lost."""
 
 
 def launch(order: Order) -> int:
@@ -116,23 +118,26 @@ class Waiter:
 
     def run(self) -> int:
         """Submit or attach, follow, and submit again what the cluster lost."""
-        for lost in range(self.order.resources.max_requeues + 1):
-            self.submission = self._submission()
+        before = 0
+        while True:
+            self.submission = self._submission(before)
             self.token = None
             attached = "" if self.submission.own else ", which runs or waits already"
             self.say(f"{self.order.name}{attached}; states from {self.scheduler.describe()}")
             outcome = self._follow(self.submission)
             if isinstance(outcome, int):
                 return outcome
-            self.say(f"{outcome}; the same command is submitted again ({lost + 1})")
+            before = self.submission.before + self._starts(self.submission.token)
+            if before > self.order.resources.max_requeues:
+                self.say(f"{outcome}; {before} starts are all that --max-requeues allows")
+                return 1
+            self.say(f"{outcome}; the same command is submitted again, for start {before + 1}")
             self.submission = None
-        self.say(f"lost {self.order.resources.max_requeues + 1} times, which is all that --max-requeues allows")
-        return 1
 
     # -- who works here ---------------------------------------------------------------------------------------------
 
-    def _submission(self) -> Submission:
-        """The living job of this folder, or a new one."""
+    def _submission(self, before: int) -> Submission:
+        """The living job of this folder, or a new one after so many starts of earlier ones."""
         while True:
             current = self.claims.current()
             found = self._living(current) if current else None
@@ -142,15 +147,16 @@ class Waiter:
                 "kind": "submission",
                 "cluster": self.scheduler.name,
                 "command": self.order.command,
+                "before": before,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "started": started(os.getpid()),
                 "time": time.time(),
             }
             token = self.claims.take(about, after=current.token if current else 0)
-            job = self._submit(token) if token is not None else None
+            job = self._submit(token, before) if token is not None else None
             if token is not None and job is not None:
-                return Submission(token, job, own=True)
+                return Submission(token, job, True, before)
 
     def _living(self, current: Claim) -> Submission | None:
         """The job of the claim that holds; None once it is over. One that is being submitted or ending is awaited."""
@@ -164,7 +170,7 @@ class Waiter:
                     return None
                 if not self._finished(token):
                     self._same_command(submitted, job)
-                    return Submission(token, job, own=False)
+                    return Submission(token, job, False, submitted["before"])
             elif time.monotonic() - waiting_since > _SUBMITTING_SECONDS:
                 return None
             time.sleep(_ASK_LEAST)
@@ -220,6 +226,11 @@ class Waiter:
     def _succeeded(self, ends: list[End]) -> bool:
         return len(ends) == self.order.resources.ranks and all(end.code == 0 for end in ends)
 
+    def _starts(self, token: int) -> int:
+        """How often a job was started; one that left nothing counts too, for it took its turn."""
+        attempt = Attempt.newest(self._folder(token))
+        return 1 if attempt is None else attempt.number + 1
+
     def _folder(self, token: int) -> Path:
         return self.claims.folder / "jobs" / f"{token:06d}"
 
@@ -231,10 +242,10 @@ class Waiter:
 
     # -- submission ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, token: int) -> str | None:
+    def _submit(self, token: int, before: int) -> str | None:
         """Hand the order to submitit; the job's id, or None where nobody knows yet whether there is a job."""
         self.token = token
-        task = task_of(self.order, token)
+        task = task_of(self.order, token, before)
         try:
             job = submit(self.order, task, self._folder(token), self._name(token), self._job_file(token))
         except NoAnswerError as error:

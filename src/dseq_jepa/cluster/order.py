@@ -40,7 +40,7 @@ class Resources:
     constraint: str | None = None
     """Node features, such as h200."""
     max_requeues: int = 20
-    """How often a job may be started again, for whatever reason."""
+    """How often the command may be started again, for whatever reason, in one job or several."""
     signal_seconds: int = 120
     """How long before the time limit a job is told to save."""
 

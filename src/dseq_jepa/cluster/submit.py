@@ -1,6 +1,6 @@
 """Hand an order to submitit: to sbatch, to a process of this machine, or to this process.
 
-job = submit(order, task_of(order, token), folder, "dseq-pretrain-1f03-7", folder / "job")      # the job's id
+job = submit(order, task_of(order, token, 0), folder, "dseq-pretrain-1f03-7", folder / "job")      # the job's id
 """
 
 import os
@@ -18,8 +18,8 @@ from dseq_jepa.errors import UserError
 from dseq_jepa.files import write_atomically
 
 
-def task_of(order: Order, token: int) -> Task:
-    """What runs on the nodes, under the claim that an order is submitted with."""
+def task_of(order: Order, token: int, before: int) -> Task:
+    """What runs on the nodes, under the claim that an order is submitted with, after so many starts of other jobs."""
     wanted = order.resources
     local = order.cluster != "slurm"
     return Task(
@@ -27,6 +27,7 @@ def task_of(order: Order, token: int) -> Task:
         order.claims.folder,
         token,
         wanted.max_requeues,
+        before,
         order.python,
         gpus=wanted.gpus if local else 0,
         visible=tuple(visible_gpus()) if local else (),
