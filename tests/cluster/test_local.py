@@ -19,9 +19,9 @@ from tests.training.runs import job, write_pictures
 ROOT = Path(__file__).parents[2]
 
 
-def launch(cluster: str, *words: str) -> subprocess.Popen[str]:
+def launch(cluster: str, *words: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "dseq_jepa", "launch", "--cluster", cluster, "--", *words],
+        [sys.executable, "-m", "dseq_jepa", "launch", "--cluster", cluster, *options, "--", *words],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -41,6 +41,26 @@ def test_a_failure_has_its_status_and_its_traceback(cluster: str, tmp_path: Path
     assert launched.returncode == 1, said
     assert "JSONDecodeError" in said
     assert "failed: rank 0" in said
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_the_verb_runs_with_the_interpreter_of_another_environment(cluster: str, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/mark\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    words = ("dseq-jepa", "select", "--scores", str(scores(tmp_path)), "--out", str(tmp_path / "out"))
+    launched = launch(cluster, *words, options=("--python", os.path.relpath(other, ROOT)))
+    said, _ = launched.communicate(timeout=60)
+    assert "JSONDecodeError" in said
+    (mark,) = (tmp_path / "mark").read_text().splitlines()
+    assert mark.startswith("-m dseq_jepa select --scores")
+
+
+def test_an_interpreter_that_is_not_there_waits_in_no_queue(tmp_path: Path) -> None:
+    launched = launch("local", "select", "--scores", "x", "--out", str(tmp_path), options=("--python", "pyhton"))
+    said, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 1
+    assert "--python pyhton: there is no such program" in said
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 pytest tests/cluster/test_order.py
 """
 
+import re
 import shlex
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def test_resources_become_the_options_that_launch_has() -> None:
     }  # fmt: skip
     shown = CliRunner().invoke(app, ["launch", "--help"], env={"COLUMNS": "200"}).output
     assert all(word in shown for word in words if word.startswith("--") and word != "--")
+
+
+PROFILE = ROOT / "workflow" / "profiles" / "slurm" / "config.yaml"
+VALUES = re.findall(r"^ +(?:# )?(\w+): ([\w.]+)(?: +#.*)?$", PROFILE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("resource", "value"), sorted(set(VALUES) - {("launcher", "none")}))
+def test_every_value_that_the_profile_shows_is_accepted(
+    resource: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that stand there as comments."""
+    monkeypatch.setattr("dseq_jepa.cluster.launch.launch", lambda order: order.check() or 0)
+    words = shlex.split(prefix({"launcher": "slurm", resource: value}))
+    command = ["pretrain", "--config", str(ROOT / "configs" / "paper.yaml"), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words[1:], *command])
+    assert done.exit_code == 0, done.output
 
 
 def test_ranks_gpus_and_cores_come_from_the_job() -> None:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -269,6 +270,37 @@ def test_a_run_that_only_a_figure_shows_is_pre_trained_and_mirrored(tmp_path: Pa
     run = "pretrain/extra/vit-micro/seed0/run.json"
     (sync,) = re.findall(r"^rule sync:\n(?: .*\n)+", shown, re.MULTILINE)
     assert run in sync
+
+
+CONDA = """#!/bin/sh
+echo '{"conda_version": "24.9.2", "platform": "linux-64", "conda_prefix": "/", "get": {"channel_priority": "strict"}}'
+"""
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+@pytest.mark.parametrize("deployment", [[], ["--software-deployment-method", "conda"]], ids=["one", "conda"])
+def test_detection_runs_in_its_own_environment_also_where_it_is_launched(
+    profile: str, deployment: list[str], tmp_path: Path
+) -> None:
+    """A dry run asks conda for its version only."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "conda").write_text(CONDA)
+    (tmp_path / "bin" / "conda").chmod(0o755)
+    project = Project.at(tmp_path / "project", (ROOT / "configs" / "paper.yaml").read_text())
+    asked = ["table2", "--dry-run", "--printshellcmds", "--workflow-profile", f"workflow/profiles/{profile}"]
+    shown = project.run(*asked, *deployment, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}").stdout
+    commands = re.findall(r"Shell command: +(.*) detect --settings", shown)
+    assert commands, shown
+    for command in commands:
+        own = ["env", f"PYTHONPATH={project.folder / 'src'}"] if deployment else []
+        words = shlex.split(command)
+        assert words[: len(own)] == own
+        if profile == "slurm":
+            assert words[len(own) :][:4] == ["dseq-jepa", "launch", "--cluster", "slurm"]
+            assert words[-2:] == ["--", "dseq-jepa"], "launch takes the name of the package and a verb"
+            assert ("--python" in words) == bool(deployment)
+        else:
+            assert words[len(own) :] == (["python", "-m", "dseq_jepa"] if deployment else ["dseq-jepa"])
 
 
 def test_a_failing_job_shows_its_log(tmp_path: Path):

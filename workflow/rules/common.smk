@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -333,18 +334,22 @@ def with_fingerprints(job, manifests):
     return job.model_copy(update={"data": data})
 
 
-def detection_command(wildcards):
-    """The package's command: in detectron2's own environment, where it is not installed, from this checkout."""
-    if USES_DETECTRON2 and "conda" in map(str, workflow.deployment_settings.deployment_method):
-        return f"env PYTHONPATH={Path(workflow.basedir).parent / 'src'} python -m dseq_jepa"
-    return "dseq-jepa"
-
-
 def launch(wildcards, resources):
     """What stands before every job's command: `dseq-jepa launch ... --` where a profile gives the resource `launcher`
     (profiles/slurm); otherwise nothing, or $DSEQ_LAUNCH, such as `nice -n 19`.
     """
     return prefix(dict(resources.items())) or LAUNCH
+
+
+def detection_command(wildcards, resources):
+    """`dseq-jepa` with what stands before it. In detectron2's own environment, where the package is not installed, that
+    environment's interpreter runs it from this checkout, while the usual one launches it.
+    """
+    if not (USES_DETECTRON2 and "conda" in map(str, workflow.deployment_settings.deployment_method)):
+        return f"{launch(wildcards, resources)} dseq-jepa"
+    source = shlex.quote(f"PYTHONPATH={Path(workflow.basedir).parent / 'src'}")
+    launched = prefix(dict(resources.items()), python="python")
+    return f"env {source} {launched} dseq-jepa" if launched else f"{LAUNCH} env {source} python -m dseq_jepa"
 
 
 def begin():

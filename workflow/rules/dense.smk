@@ -58,7 +58,6 @@ rule detect:
         digest=digest_of("evaluate"),
         settings=settings_of("evaluate"),
         out=subpath(output.metrics, parent=True),
-        launch=launch,
         command=detection_command,
     shell:
-        "{params.launch} {params.command} detect --settings {params.settings:q} --encoder {input.encoder} --out {params.out} &> {log}"
+        "{params.command} detect --settings {params.settings:q} --encoder {input.encoder} --out {params.out} &> {log}"

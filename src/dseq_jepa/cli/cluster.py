@@ -1,5 +1,7 @@
 """What an experiment takes, and running one command through a scheduler."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,13 +30,16 @@ def launch(
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs per node; one per rank on compute.device cuda.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores per rank; threads and loading workers.")] = None,
-    mem_mb: Annotated[int | None, typer.Option(min=1, help="Memory per node; the partition's unless given.")] = None,
+    mem_mb: Annotated[
+        int | None, typer.Option(min=0, help="Memory per node, 0 for all of it; the partition's unless given.")
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Of the cluster.")] = None,
     account: Annotated[str | None, typer.Option(help="That is charged.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Features of the nodes, such as h200.")] = None,
-    max_requeues: Annotated[int, typer.Option(min=0, help="How often the job may start again.")] = 20,
+    max_requeues: Annotated[int, typer.Option(min=0, help="How often it may start again.")] = 20,
     signal_seconds: Annotated[int, typer.Option(min=1, help="Warning before the time limit.")] = 120,
+    python: Annotated[str | None, typer.Option(help="Interpreter of another environment that runs the verb.")] = None,
 ) -> None:
     """Run a command on the cluster and wait for it; run again, it attaches to the job that is there."""
     from dseq_jepa.cluster.launch import launch as run
@@ -52,8 +57,20 @@ def launch(
         minutes, nodes, tasks, tasks * needs.gpus if gpus is None else gpus, cpus or needs.cpus,
         mem_mb, partition, account, qos, constraint, max_requeues, signal_seconds,
     )  # fmt: skip
-    order = Order(words, place_of(params, words), resources, cluster, needs.save_minutes)  # type: ignore[arg-type]
+    order = Order(
+        words, place_of(params, words), resources, cluster, needs.save_minutes, _interpreter(python)  # type: ignore[arg-type]
+    )  # fmt: skip
     sys.exit(run(order))
+
+
+def _interpreter(python: str | None) -> str:
+    """The path of a program, for the nodes may look for its name elsewhere; this interpreter's unless one is given."""
+    if python is None:
+        return sys.executable
+    found = shutil.which(python)
+    if found is None:
+        raise UserError(f"--python {python}: there is no such program")
+    return os.path.abspath(found)
 
 
 @verbs.command(epilog="Example: dseq-jepa plan --config configs/paper.yaml --nodes 4")

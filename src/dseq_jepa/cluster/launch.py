@@ -19,20 +19,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dseq_jepa.cluster.endings import LOST, of_job, of_rank
 from dseq_jepa.cluster.gpus import visible_gpus
-from dseq_jepa.cluster.order import Order, described, sbatch_parameters
+from dseq_jepa.cluster.order import Order
 from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
-from dseq_jepa.cluster.scheduler import Life, Scheduler, Slurm, State, scheduler, started
-from dseq_jepa.cluster.task import Task, cancelled
+from dseq_jepa.cluster.scheduler import Life, NoAnswerError, Scheduler, State, scheduler, started
+from dseq_jepa.cluster.submit import adopt, submit, task_of
+from dseq_jepa.cluster.tail import Tail, last_lines
+from dseq_jepa.cluster.task import cancelled
 from dseq_jepa.errors import UserError
 from dseq_jepa.fence import Claim
 from dseq_jepa.files import write_atomically
 
-_LOST = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"}
-"""Ends that are nobody's fault: the command is submitted again and goes on from its state."""
 _LOOK = 0.5
 _ASK_LEAST, _ASK_MOST = 2.0, 20.0
-_TAIL_LINES = 30
 _SUBMITTING_SECONDS = 300.0
 
 
@@ -52,6 +52,8 @@ class Submission:
     job: str
     own: bool
     """Whether this process submitted it."""
+    before: int
+    """Starts of the same order's earlier jobs, which the cluster lost."""
 
 
 def launch(order: Order) -> int:
@@ -106,7 +108,7 @@ class Waiter:
         self.order, self.scheduler, self.claims = order, scheduler, order.claims
         self.submission: Submission | None = None
         self.token: int | None = None
-        """The claim that is being submitted."""
+        """The claim that is being submitted, until its job is remembered."""
 
     def say(self, text: str) -> None:
         """One line for the person or the log."""
@@ -116,22 +118,26 @@ class Waiter:
 
     def run(self) -> int:
         """Submit or attach, follow, and submit again what the cluster lost."""
-        for lost in range(self.order.resources.max_requeues + 1):
-            self.submission = self._submission()
+        before = 0
+        while True:
+            self.submission = self._submission(before)
+            self.token = None
             attached = "" if self.submission.own else ", which runs or waits already"
             self.say(f"{self.order.name}{attached}; states from {self.scheduler.describe()}")
             outcome = self._follow(self.submission)
             if isinstance(outcome, int):
                 return outcome
-            self.say(f"{outcome}; the same command is submitted again ({lost + 1})")
+            before = self.submission.before + self._starts(self.submission.token)
+            if before > self.order.resources.max_requeues:
+                self.say(f"{outcome}; {before} starts are all that --max-requeues allows")
+                return 1
+            self.say(f"{outcome}; the same command is submitted again, for start {before + 1}")
             self.submission = None
-        self.say(f"lost {self.order.resources.max_requeues + 1} times, which is all that --max-requeues allows")
-        return 1
 
     # -- who works here ---------------------------------------------------------------------------------------------
 
-    def _submission(self) -> Submission:
-        """The living job of this folder, or a new one."""
+    def _submission(self, before: int) -> Submission:
+        """The living job of this folder, or a new one after so many starts of earlier ones."""
         while True:
             current = self.claims.current()
             found = self._living(current) if current else None
@@ -141,14 +147,16 @@ class Waiter:
                 "kind": "submission",
                 "cluster": self.scheduler.name,
                 "command": self.order.command,
+                "before": before,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "started": started(os.getpid()),
                 "time": time.time(),
             }
             token = self.claims.take(about, after=current.token if current else 0)
-            if token is not None:
-                return Submission(token, self._submit(token), own=True)
+            job = self._submit(token, before) if token is not None else None
+            if token is not None and job is not None:
+                return Submission(token, job, True, before)
 
     def _living(self, current: Claim) -> Submission | None:
         """The job of the claim that holds; None once it is over. One that is being submitted or ending is awaited."""
@@ -162,10 +170,10 @@ class Waiter:
                     return None
                 if not self._finished(token):
                     self._same_command(submitted, job)
-                    return Submission(token, job, own=False)
+                    return Submission(token, job, False, submitted["before"])
             elif time.monotonic() - waiting_since > _SUBMITTING_SECONDS:
                 return None
-            time.sleep(_LOOK)
+            time.sleep(_ASK_LEAST)
         return None
 
     def _same_command(self, submitted: dict[str, Any], job: str) -> None:
@@ -185,13 +193,30 @@ class Waiter:
                 f"{self.order.place}: a job that --cluster {submitted['cluster']} started may work here; look with "
                 f"that option, or delete {self.claims.folder} when you know that it is over."
             )
-        here = submitted["host"] == socket.gethostname()
-        if here and started(submitted["pid"]) != submitted["started"]:
-            job = self.scheduler.find(self._name(token))  # it died between submitting and writing the id down
-            if job is not None:
-                write_atomically(path, job)
-            return job
-        return ""
+        submitting = self._submitting(submitted)  # before the look: it may submit between the two
+        job = self._found(token)
+        return "" if job is None and submitting else job
+
+    def _submitting(self, submitted: dict[str, Any]) -> bool:
+        """Whether another process, which took a claim, may still submit; of another login node nobody can tell."""
+        if submitted["host"] != socket.gethostname():
+            return True
+        own: bool = submitted["pid"] == os.getpid()
+        return not own and started(submitted["pid"]) == submitted["started"]
+
+    def _found(self, token: int) -> str | None:
+        """The job of a claim by its name, once the scheduler answers; the id is written down for whoever comes next."""
+        while True:
+            try:
+                job = self.scheduler.find(self._name(token))
+                break
+            except NoAnswerError as error:
+                self.say(f"{error}; it is asked again in {_ASK_MOST:g} s")
+                time.sleep(_ASK_MOST)
+        if job is not None:
+            adopt(self._folder(token), job)
+            write_atomically(self._job_file(token), job)
+        return job
 
     def _finished(self, token: int) -> bool:
         """Whether every rank is done, though the scheduler may not have noticed."""
@@ -200,6 +225,11 @@ class Waiter:
 
     def _succeeded(self, ends: list[End]) -> bool:
         return len(ends) == self.order.resources.ranks and all(end.code == 0 for end in ends)
+
+    def _starts(self, token: int) -> int:
+        """How often a job was started; one that left nothing counts too, for it took its turn."""
+        attempt = Attempt.newest(self._folder(token))
+        return 1 if attempt is None else attempt.number + 1
 
     def _folder(self, token: int) -> Path:
         return self.claims.folder / "jobs" / f"{token:06d}"
@@ -212,66 +242,23 @@ class Waiter:
 
     # -- submission ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, token: int) -> str:
-        """Hand the order to submitit; the job's id."""
+    def _submit(self, token: int, before: int) -> str | None:
+        """Hand the order to submitit; the job's id, or None where nobody knows yet whether there is a job."""
         self.token = token
-        wanted = self.order.resources
-        local = self.order.cluster != "slurm"
-        task = Task(
-            self.order.words,
-            self.claims.folder,
-            token,
-            wanted.max_requeues,
-            gpus=wanted.gpus if local else 0,
-            visible=tuple(visible_gpus()) if local else (),
-        )
-        if self.order.cluster == "debug":
-            return self._here(task, token)
-        job = self._submitted(task, token)
-        write_atomically(self._job_file(token), job)
-        self.token = None
-        return job
-
-    def _here(self, task: Task, token: int) -> str:
-        """Run the task in this process; its output goes to the terminal."""
-        import submitit
-
-        job = f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
-        write_atomically(self._job_file(token), job)
-        executor = submitit.AutoExecutor(self._folder(token), cluster="debug")
-        with suppress(SystemExit):  # the status is in the record
-            executor.submit(task).result()
-        return f"{socket.gethostname()}:{os.getpid()}:over"
-
-    def _submitted(self, task: Task, token: int) -> str:
-        import submitit
-
+        task = task_of(self.order, token, before)
         try:
-            executor = submitit.AutoExecutor(self._folder(token), cluster=self.order.cluster)
-            executor.update_parameters(**sbatch_parameters(self.order, self._name(token)))
-            with _quiet_children():
-                job = executor.submit(task)
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(self._refused(str(error))) from None
-        if self.order.cluster == "local":
-            return f"{socket.gethostname()}:{job.job_id}:{started(int(job.job_id))}"
-        return str(job.job_id)
-
-    def _refused(self, text: str) -> str:
-        """Why sbatch refused, and what there is."""
-        reasons = [line.strip() for line in text.splitlines() if line.strip()]
-        reason = next((line for line in reasons if "error" in line.lower()), reasons[-1])
-        offer = Slurm().offer()
-        return (
-            f"sbatch refused the job ({described(self.order.resources)}): {reason}\nThis cluster has (partition, time "
-            f"limit, nodes, GPUs per node):\n{offer}\nNothing was started."
-        )
+            job = submit(self.order, task, self._folder(token), self._name(token), self._job_file(token))
+        except NoAnswerError as error:
+            self.say(f"{error}; it may be in the queue all the same, so it is looked for in {_ASK_MOST:g} s")
+            time.sleep(_ASK_MOST)
+            return None
+        return job
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def _follow(self, submission: Submission) -> int | State:
         """Wait for a job, showing its log; its exit status, or the state in which the cluster lost it."""
-        log = _Tail(self._log(submission, 0), from_end=not submission.own)
+        log = Tail(self._log(submission, 0), from_end=not submission.own)
         said, asked = "", 0.0
         began = time.monotonic()
         while True:
@@ -300,48 +287,30 @@ class Waiter:
     def _over(self, submission: Submission, state: State) -> int | State:
         """What the end of a job means."""
         attempt = Attempt.newest(self._folder(submission.token))
-        if attempt is None:
-            if cancelled(self.claims, submission.token).exists():
-                return 128 + signal.SIGINT
-            self.say(
-                f"{state}; it left nothing in {self._folder(submission.token)}, not even a log of its start. Is this "
-                "folder on a file system that the compute nodes share, and does the environment exist there?"
-            )
-            return 1
-        ends = attempt.ends()
+        ends = attempt.ends() if attempt else []
         if self._succeeded(ends):
             return 0
         if any(end.note == SUPERSEDED for end in ends):
             return state
-        failure = attempt.first_failure()
-        if failure is None and state.name == "COMPLETED":
-            return 0
-        if failure is None and state.name in _LOST:
+        if cancelled(self.claims, submission.token).exists():
+            self.say(f"{state}: somebody cancelled it with Ctrl-C")
+            return 128 + signal.SIGINT
+        failure = attempt.first_failure() if attempt else None
+        if failure is not None:
+            self._explain(submission, failure)
+            return failure.code
+        if state.name in LOST:
             return state
-        self._explain(submission, state, failure)
-        return failure.code if failure else 1
+        if attempt is not None and state.name == "COMPLETED":
+            return 0
+        self.say(f"{state}: {of_job(state, self._log(submission, 0), began=attempt is not None)}")
+        return 1
 
-    def _explain(self, submission: Submission, state: State, failure: End | None) -> None:
+    def _explain(self, submission: Submission, failure: End) -> None:
         """Why a job failed: the rank that did first, the end of its log, and where the rest is."""
-        if failure is None:
-            log = self._log(submission, 0)
-            what = "was cancelled" if state.name == "CANCELLED" else "ended without a word of its own"
-            self.say(f"{state}: it {what}; its log: {log}")
-            return
         log = self._log(submission, failure.rank)
-        signalled = failure.code - 128
-        why = f"exit status {failure.code}"
-        if failure.note:
-            why = failure.note
-        elif signalled > 0:
-            why = f"killed by {signal.Signals(signalled).name}" + (
-                "; the kernel does that when memory runs out: ask for more with --mem-mb, or lower the batch"
-                if signalled == signal.SIGKILL
-                else ""
-            )
-        lines = _last_lines(log)
-        self.say(f"failed: rank {failure.rank} on {failure.host}: {why}. The end of {log}:")
-        sys.stderr.write("".join(f"    {line}\n" for line in lines))
+        self.say(f"failed: rank {failure.rank} on {failure.host}: {of_rank(failure)}. The end of {log}:")
+        sys.stderr.write("".join(f"    {line}\n" for line in last_lines(log)))
         sys.stderr.flush()
 
     def cancel(self) -> None:
@@ -350,7 +319,11 @@ class Waiter:
         if token is None:
             return
         write_atomically(cancelled(self.claims, token), "")
-        job = self.submission.job if self.submission else self.scheduler.find(self._name(token))
+        try:
+            job = self.submission.job if self.submission else self._submitted_by_now(token)
+        except NoAnswerError as error:
+            self.say(f"{error}; if it does, it ends when it starts")
+            return
         if job is None:
             return
         self.scheduler.cancel(job)
@@ -359,41 +332,7 @@ class Waiter:
             time.sleep(_LOOK)
         self.say(f"cancelled; {self.scheduler.state(job)}")
 
-
-@contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Processes that are started in this block take no notice of Ctrl-C and of the end of the terminal."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is delivered now
-
-
-class _Tail:
-    """Copies a growing file to stdout."""
-
-    def __init__(self, path: Path, *, from_end: bool) -> None:
-        self.path, self.position = path, 0
-        if from_end and path.exists():
-            self.position = path.stat().st_size - len("\n".join([*_last_lines(path), ""]).encode())
-
-    def copy(self) -> None:
-        """What was added since the last time."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.position))
-            added = file.read()
-        self.position = max(0, self.position) + len(added)
-        if added:
-            sys.stdout.buffer.write(added)
-            sys.stdout.buffer.flush()
-
-
-def _last_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return ["(no log was written)"]
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        return file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    def _submitted_by_now(self, token: int) -> str | None:
+        """The job of a submission that was interrupted."""
+        path = self._job_file(token)
+        return path.read_text() if path.exists() else self.scheduler.find(self._name(token))

@@ -7,6 +7,7 @@ prefix({"launcher": "slurm", "runtime": 60, "mem_mb": 8000})     # what the work
 import hashlib
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,14 +34,14 @@ class Resources:
     cpus: int = 1
     """CPU cores per process."""
     mem_mb: int | None = None
-    """Memory per node; the partition's default unless given."""
+    """Memory per node, 0 for all of it; the partition's default unless given."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     """Node features, such as h200."""
     max_requeues: int = 20
-    """How often a job may be started again, for whatever reason."""
+    """How often the command may be started again, for whatever reason, in one job or several."""
     signal_seconds: int = 120
     """How long before the time limit a job is told to save."""
 
@@ -62,6 +63,8 @@ class Order:
     cluster: Cluster = "slurm"
     save_minutes: float | None = None
     """How often the command saves its state while it runs, where it does."""
+    python: str = sys.executable
+    """The interpreter that runs the verb on the node."""
 
     @property
     def claims(self) -> Claims:
@@ -175,8 +178,14 @@ _OPTIONS = {
 """Snakemake's resources, by the names that its Slurm plugin gave them, and the options that they become."""
 
 
-def prefix(resources: Mapping[str, Any]) -> str:
-    """What stands before a workflow's command: `dseq-jepa launch ... --`; empty for the launcher "none"."""
+def prefix(resources: Mapping[str, Any], python: str | None = None) -> str:
+    """What stands before a workflow's command: `dseq-jepa launch ... --`; empty for the launcher "none".
+
+    Args:
+        resources: of the workflow's rule.
+        python: the interpreter that runs the command, where it is not the one that launches it.
+
+    """
     if resources.get("launcher", "none") == "none":
         return ""
     words = ["dseq-jepa", "launch", "--cluster", str(resources["launcher"])]
@@ -184,6 +193,8 @@ def prefix(resources: Mapping[str, Any]) -> str:
         value = resources.get(resource)
         if value not in (None, ""):
             words += [f"--{option.replace('_', '-')}", str(value)]
+    if python is not None:
+        words += ["--python", python]
     return shlex.join([*words, "--"])
 
 

@@ -23,10 +23,18 @@ from typing import Protocol
 from dseq_jepa.errors import UserError
 
 _ANSWER_SECONDS = 60
+_NO_ANSWER = (
+    "timed out", "unable to contact slurm controller", "communication connection failure",
+    "zero bytes were transmitted", "standby mode",
+)  # fmt: skip
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
+
+
+class NoAnswerError(UserError):
+    """The controller does not answer; what it was asked to do may be done all the same."""
 
 
 class Life(enum.Enum):
@@ -122,14 +130,14 @@ class Slurm:
         """The id of the newest job of this name that is not over.
 
         Raises:
-            UserError: when the controller does not answer; guessing could start a second job.
+            NoAnswerError: when the controller does not answer; guessing could start a second job.
 
         """
         answer = _ask("squeue", "-h", "-a", "--name", name, "-o", "%A")
         if answer.returncode:
-            raise UserError(
-                f"squeue does not answer ({_last_line(answer.stderr)}), and without it nobody knows whether "
-                f"the job {name} exists. Try again when it does; nothing was started."
+            raise NoAnswerError(
+                f"squeue does not answer ({_last_line(answer.stderr)}), and without it nobody knows whether the job "
+                f"{name} exists"
             )
         return max(answer.stdout.split(), key=int, default=None)
 
@@ -168,6 +176,11 @@ class Machine:
         """SIGTERM to the first process, which hands it on."""
         if self.state(job).life is Life.ALIVE:
             os.kill(int(job.split(":")[1]), signal.SIGTERM)
+
+
+def unanswered(text: str) -> bool:
+    """Whether a command of Slurm failed with these words because the controller did not answer."""
+    return any(words in text.lower() for words in _NO_ANSWER)
 
 
 def scheduler(cluster: str) -> Scheduler:

@@ -44,6 +44,10 @@ class Task:
     submission: int
     """Token of the claim under which the job was submitted."""
     max_requeues: int
+    before: int
+    """Starts of the same order's earlier jobs, which count too."""
+    python: str
+    """The interpreter that runs the verb; this process may be in another environment."""
     gpus: int = 0
     """GPUs to take on this machine; 0 where the scheduler hands them out."""
     visible: tuple[int, ...] = ()
@@ -79,6 +83,8 @@ class _Rank:
         """Claim, run, record how it ended; exits with the verb's status."""
         for number in _STOPS:
             signal.signal(number, self._stop)
+        if self._again() > self.task.max_requeues:  # Slurm puts a preempted job back without asking
+            self._end(1, self._enough())
         wanted = self.task.gpus if self.rank == 0 else 0
         with slots(wanted, self.task.visible, lambda: self.stopped_by is None) as taken:
             start = (self._claim(taken) if self.rank == 0 else self.attempt.announced(_PATIENCE)) or {"token": None}
@@ -123,7 +129,7 @@ class _Rank:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         if self.stopped_by is not None:
             return INTERRUPTED_CODE
-        command = [sys.executable, "-m", "dseq_jepa", *self.task.words]
+        command = [self.task.python, "-m", "dseq_jepa", *self.task.words]
         self.child = subprocess.Popen(command, env=variables, close_fds=False, preexec_fn=_die_with_parent)
         if self.stopped_by is not None:  # it came while the process was being started
             self.child.send_signal(self.stopped_by)
@@ -157,15 +163,24 @@ class _Rank:
             self._end(code, "cancelled")
         if self.attempt.failed_untold():  # srun ends all ranks of a job when one fails; starting again would not help
             self._end(code, "stopped, for another rank had failed")
-        if self.environment.cluster != "slurm":
-            again = self.stopped_by == signal.SIGUSR2
-            self._end(_REQUEUE_CODE if again else code, INTERRUPTED if again else "stopped")
-        if self.attempt.number >= self.task.max_requeues:
-            self._end(code, f"started again {self.attempt.number} times, which is all that max_requeues allows")
+        slurm = self.environment.cluster == "slurm"
+        if not slurm and self.stopped_by != signal.SIGUSR2:
+            self._end(code, "stopped")
+        if self._again() >= self.task.max_requeues:
+            self._end(code, self._enough())
+        if not slurm:
+            self._end(_REQUEUE_CODE, INTERRUPTED)
         self.attempt.write(self._record(code, INTERRUPTED))
         if self.rank != 0 or self._requeued():
             time.sleep(_PATIENCE)  # Slurm ends this process when the job is put back
         sys.exit(code)
+
+    def _again(self) -> int:
+        """How often the order was started again by now, this start included."""
+        return self.task.before + self.attempt.number
+
+    def _enough(self) -> str:
+        return f"started again {self.task.max_requeues} times, which is all that --max-requeues allows"
 
     def _requeued(self) -> bool:
         """Put the job back into the queue, unless Slurm is ending it for good or does so itself."""
