@@ -111,7 +111,7 @@ def test_descriptions_lead_up_and_down(client: Any) -> None:
 
 def test_a_pre_training_has_the_curves_that_people_look_for(client: Any) -> None:
     wanted = {
-        "loss", "loss_group_1", "learning_rate", "weight_decay", "ema_momentum", "curriculum_p",
+        "loss", "loss_block_1", "loss_step_1", "learning_rate", "weight_decay", "ema_momentum", "curriculum_p",
         "target_effective_rank", "regions_per_image", "images_per_second", "data_wait",
         "system/cpu_utilization_percentage",
     }  # fmt: skip
