@@ -8,8 +8,6 @@ Killed at any moment, the same command goes on from the last state; on a CPU the
 """
 
 import json
-import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ from dseq_jepa.data.staging import stage, staged
 from dseq_jepa.data.transforms import normalise
 from dseq_jepa.errors import StoppedError, UserError
 from dseq_jepa.fence import Fence
-from dseq_jepa.files import atomically, write_atomically
+from dseq_jepa.files import atomically, leave_behind, show, write_atomically
 from dseq_jepa.jobs import PretrainJob, canonical
 from dseq_jepa.journal import Journal
 from dseq_jepa.methods.jepa import Jepa, Moment, StepOutput
@@ -143,9 +141,9 @@ class Run:
         # The journal lies with its state: a changed configuration starts another one and leaves this one whole.
         place, position = self.store.directory / "journal.jsonl", state["journal"] if state is not None else 0
         self.fence.check()
-        _leave_behind(place)
+        leave_behind(place)
         journal = Journal.resume(place, position)
-        _show(place, self.out / "journal.jsonl")
+        show(place, self.out / "journal.jsonl")
         journal.start(run_tags("pretrain", self.job), steps=self.schedule.steps)
         if state is None:
             journal.params(json.loads(self.job.to_json()))
@@ -230,7 +228,7 @@ class Run:
             return
         self.fence.check()
         for percent in self.job.keep_percent:
-            _show(self.store.directory / checkpoint_name(percent), self.out / checkpoint_name(percent))
+            show(self.store.directory / checkpoint_name(percent), self.out / checkpoint_name(percent))
         self.provenance.finish(self.out, data={"pretraining": self.job.data.fingerprint}, decoder=DECODER)
         summary = {
             "schema": 1,
@@ -381,19 +379,6 @@ def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
     return method, DistributedDataParallel(
         method, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=keep_groups
     )
-
-
-def _leave_behind(path: Path) -> None:
-    """Make a file this process's own: one that was thought dead may still have the old one open, and write there."""
-    if path.exists():
-        with atomically(path) as temporary:
-            shutil.copyfile(path, temporary)
-
-
-def _show(path: Path, place: Path) -> None:
-    """Make a file appear at another place of the same disk as well, replacing what was there."""
-    place.unlink(missing_ok=True)
-    os.link(path, place)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
