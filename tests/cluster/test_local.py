@@ -19,10 +19,10 @@ from tests.training.runs import job, write_pictures
 ROOT = Path(__file__).parents[2]
 
 
-def launch(cluster: str, *words: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def launch(cluster: str, *words: str, options: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "dseq_jepa", "launch", "--cluster", cluster, *options, "--", *words],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -63,6 +63,17 @@ def test_an_interpreter_that_is_not_there_waits_in_no_queue(tmp_path: Path) -> N
     assert "--python pyhton: there is no such program" in said
 
 
+def test_somebody_is_told_of_a_failure_at_once(tmp_path: Path) -> None:
+    news, out = tmp_path / "news", tmp_path / "out"
+    variables = {"DSEQ_NOTIFY": f'echo "$DSEQ_EVENT" >> {news}'}
+    launch("local", "select", "--scores", str(scores(tmp_path)), "--out", str(out), **variables).communicate(timeout=60)
+    options = ("--nodes", "2", "--tasks", "1")
+    launch("local", "select", "--scores", "x", "--out", "y", options=options, **variables).communicate(timeout=60)
+    failed, refused = news.read_text().splitlines()
+    assert failed == f"dseq-jepa select for {out} failed with status 1"
+    assert refused == "dseq-jepa select for y failed: --cluster local is one machine; --nodes 2 needs slurm"
+
+
 @pytest.mark.slow
 def test_a_local_job_outlives_its_launcher_is_found_again_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures")
@@ -73,7 +84,7 @@ def test_a_local_job_outlives_its_launcher_is_found_again_and_ends_with_ctrl_c(t
     wait_for(lambda: (out / "journal.jsonl").exists())
     first.kill()
     first.wait()  # its output stays open: the job has it too
-    second = launch("local", *words)
+    second = launch("local", *words, DSEQ_NOTIFY=f"touch {tmp_path}/news")
     attached = second.stdout.readline()  # Python itself would be interrupted before that
     wait_for(lambda: (out / "journal.jsonl").read_text().count('"metrics"') > 20)
     starts = [claim for claim in Claims.beside(out).all() if claim.content["kind"] == "start"]
@@ -82,6 +93,7 @@ def test_a_local_job_outlives_its_launcher_is_found_again_and_ends_with_ctrl_c(t
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130, said
     assert "runs or waits already" in attached
+    assert not (tmp_path / "news").exists(), "whoever presses Ctrl-C needs no news of it"
     last = json.loads((out / "journal.jsonl").read_text().splitlines()[-1])
     assert last["name"] == "stopped"
     time.sleep(1)

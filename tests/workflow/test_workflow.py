@@ -311,6 +311,16 @@ def test_a_failing_job_shows_its_log(tmp_path: Path):
     assert "get it from: https://www.vision.caltech.edu" in shown.stdout
 
 
+def test_somebody_is_told_of_the_end(tmp_path: Path):
+    news = tmp_path / "news"
+    variables = {"DSEQ_NOTIFY": f'echo "$DSEQ_EVENT" >> {news}'}
+    paper = Project.at(tmp_path / "paper", (ROOT / "configs" / "paper.yaml").read_text())
+    assert paper.run("results/paper/fingerprints/cub.json", **variables).returncode == 1
+    micro = Project.at(tmp_path / "micro", MICRO)
+    assert micro.run(str(RESULTS / "fingerprints" / "clevr.json"), **variables).returncode == 0
+    assert news.read_text() == "paper failed\nmicro finished\n"
+
+
 def test_a_killed_run_goes_on_with_the_same_command(tmp_path: Path):
     """SIGKILL of Snakemake alone leaves its jobs behind; the next run must not start a second one beside them."""
     long = replaced(MICRO, ("epochs: 2\n    batch_size: 16", "epochs: 300\n    batch_size: 16"))

@@ -21,6 +21,7 @@ from typing import Any
 
 from dseq_jepa.cluster.endings import LOST, of_job, of_rank
 from dseq_jepa.cluster.gpus import visible_gpus
+from dseq_jepa.cluster.notify import notify
 from dseq_jepa.cluster.order import Order
 from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
 from dseq_jepa.cluster.scheduler import Life, NoAnswerError, Scheduler, State, scheduler, started
@@ -59,24 +60,39 @@ class Submission:
 def launch(order: Order) -> int:
     """Run an order to its end and return its exit status.
 
-    What happens is told on stderr; the log of rank 0 goes to stdout as it grows.
+    What happens is told on stderr; the log of rank 0 goes to stdout as it grows. $DSEQ_NOTIFY is run after a failure,
+    for a workflow that goes on with other jobs ends much later.
 
     Raises:
         UserError: before anything is submitted, when the order cannot work or somebody else works in its folder.
 
     """
+    failed = f"dseq-jepa {order.words[0]} for {order.place} failed"
+    try:
+        status, at_will = _stayed_with(order)
+    except UserError as error:
+        notify(f"{failed}: {str(error).splitlines()[0]}")
+        raise
+    if status and not at_will:
+        notify(f"{failed} with status {status}")
+    return status
+
+
+def _stayed_with(order: Order) -> tuple[int, bool]:
+    """The exit status of an order, and whether somebody wanted this end."""
     order.check()
     waiter = Waiter(order, _scheduler(order))
     with _hang_up_detaches():
         try:
-            return waiter.run()
+            status = waiter.run()
+            return status, status == 128 + signal.SIGINT
         except KeyboardInterrupt:
             waiter.cancel()
-            return 128 + signal.SIGINT
+            return 128 + signal.SIGINT, True
         except DetachedError as reason:
             with suppress(OSError):  # the terminal may be gone
                 waiter.say(f"{reason}: left alone; the same command goes on waiting for it.")
-            return 128 + reason.number
+            return 128 + reason.number, True
 
 
 def _scheduler(order: Order) -> Scheduler:

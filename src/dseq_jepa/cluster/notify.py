@@ -1,8 +1,8 @@
-"""Tell somebody that a workflow ended: $DSEQ_NOTIFY, a shell command, is run once at the end, well or not.
+"""Tell somebody that a workflow ended, well or not, or that a launched job failed: $DSEQ_NOTIFY is a shell command.
 
     export DSEQ_NOTIFY='echo "$DSEQ_EVENT" | mail -s "$DSEQ_EVENT" me@example.org'
 
-The command finds the experiment and how it ended in $DSEQ_EVENT. Whatever it does, the workflow's own end stays.
+The command finds what ended, and how, in $DSEQ_EVENT. Whatever it does, the end itself stays.
 """
 
 import os
