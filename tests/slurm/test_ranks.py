@@ -23,13 +23,20 @@ pytestmark = pytest.mark.usefixtures("state")
 FOUR = ["--nodes", "2", "--tasks", "2"]
 
 
-def test_two_nodes_with_two_ranks_give_the_bits_of_torchrun_also_after_a_requeue(
-    settings: PretrainJob, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def on_four(settings: PretrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on four ranks that every disturbed one must equal, from torchrun."""
+    out = tmp_path_factory.mktemp("torchrun")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    words = ["-m", "dseq_jepa", "pretrain", "--settings", settings.to_json(), "--out", str(tmp_path / "torchrun")]
+    words = ["-m", "dseq_jepa", "pretrain", "--settings", settings.to_json(), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *words], cwd=ROOT, env=environment, check=True, capture_output=True)
+    return out
+
+
+def test_two_nodes_with_two_ranks_give_the_bits_of_torchrun_also_after_a_requeue(
+    settings: PretrainJob, on_four: Path, tmp_path: Path
+) -> None:
     launched = pretraining(settings, tmp_path / "run", *FOUR).start()
     launched.trained(8)
     assert slurm("squeue", "-h", "-j", launched.job(), "-o", "%D %C") == "2 4"
@@ -38,10 +45,13 @@ def test_two_nodes_with_two_ranks_give_the_bits_of_torchrun_also_after_a_requeue
     assert status == 0, said
     assert len(launched.starts()) == 2
     assert summary(launched.out)["ranks"] == 4
-    assert_same_run(launched.out, tmp_path / "torchrun")
+    assert_same_run(launched.out, on_four)
+    until(lambda: not launched.processes(), "all processes of the job to be gone", 20)
 
 
-def test_a_rank_that_is_killed_brings_all_down_in_seconds_and_is_named(settings: PretrainJob, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_brings_all_down_in_seconds_and_is_named(
+    settings: PretrainJob, on_four: Path, tmp_path: Path
+) -> None:
     launched = pretraining(settings, tmp_path / "run", *FOUR).start()
     launched.trained(4)
     victim = next(pid for pid in launched.processes() if rank_of(pid) == 3 and is_verb(pid))
@@ -53,6 +63,9 @@ def test_a_rank_that_is_killed_brings_all_down_in_seconds_and_is_named(settings:
     assert "failed: rank 3 on" in said
     assert "the kernel does that when memory runs out" in said
     until(lambda: not launched.processes(), "all ranks to be gone", 20)
+    status, said = launched.run()
+    assert status == 0, said
+    assert_same_run(launched.out, on_four)
 
 
 def test_the_rank_that_failed_first_is_shown_with_its_traceback(settings: PretrainJob, tmp_path: Path) -> None:
