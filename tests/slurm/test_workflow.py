@@ -76,6 +76,33 @@ def test_the_official_plugin_runs_the_same_rules(profile: str, state: Path, tmp_
     del state
     project = Project.at(tmp_path, MICRO)
     target = str(RESULTS / "fingerprints" / "clevr.json")
-    done = project.run(target, "--workflow-profile", f"workflow/profiles/{profile}", "--latency-wait", "5")
+    done = project.run(target, "--workflow-profile", f"workflow/profiles/{profile}", "--latency-wait", "5", "--verbose")
     assert done.returncode == 0, done.stdout
+    assert "--nodes=1" in done.stdout
     assert (project.folder / target).exists()
+
+
+def test_a_warning_before_the_limit_is_a_retry_that_goes_on_under_the_official_plugin(
+    state: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="slurm: snakemake-executor-plugin-slurm is missing")
+    del state
+    project = Project.at(
+        tmp_path, replaced(MICRO, ("epochs: 2\n    batch_size: 16", "epochs: 300\n    batch_size: 16"))
+    )
+    out = RESULTS / "pretrain/dseq-jepa/vit-micro/seed0"
+    command = project.command(
+        str(out / "run.json"), "--workflow-profile", "workflow/profiles/slurm-plugin", "--verbose"
+    )
+    running = subprocess.Popen(
+        command, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    journal = project.folder / out / "journal.jsonl"
+    until(lambda: journal.exists() and journal.read_text().count('"metrics"') > 5, "a pre-training at work", 300)
+    jobs = [line.split() for line in slurm("squeue", "-h", "-o", "%A %k %Z").splitlines()]
+    (job,) = [number for number, comment, folder in jobs if "pretrain" in comment and folder == str(project.folder)]
+    slurm("scancel", "--signal=TERM", job)  # as Slurm does before a limit
+    said, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    assert "--signal=TERM@120" in said
+    assert '"resumed"' in journal.read_text()

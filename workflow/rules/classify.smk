@@ -18,6 +18,7 @@ rule probe:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("evaluate"),
         settings=settings_of("evaluate"),
@@ -47,6 +48,7 @@ rule finetune:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("evaluate"),
         settings=settings_of("evaluate"),

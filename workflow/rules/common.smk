@@ -41,7 +41,11 @@ ENVIRONMENT = "../envs/dseq-jepa.yml"
 USES_DETECTRON2 = any(getattr(entry, "engine", "") == "detectron2" for entry in EXPERIMENT.evaluations.values())
 DETECTION_ENVIRONMENT = "../envs/detectron2.yml" if USES_DETECTRON2 else ENVIRONMENT
 THREADS = EXPERIMENT.compute.threads
-GPUS = int(EXPERIMENT.compute.device == "cuda")
+RANKS = EXPERIMENT.compute.ranks
+# What all processes of a job take. Not `threads`, which Snakemake counts against the cores of where it runs itself, also
+# where `dseq-jepa launch` asks for the cores elsewhere.
+CORES = RANKS * (THREADS + EXPERIMENT.loading.workers)
+GPUS = RANKS * (EXPERIMENT.compute.device == "cuda")
 EXPERIMENT_NAME = EXPERIMENT.tracking.experiment or EXPERIMENT.name
 os.environ.update(
     MLFLOW_EXPERIMENT_NAME=EXPERIMENT_NAME
@@ -282,8 +286,8 @@ def table_of(wildcards):
 
 
 def gpus_of_figure(wildcards):
-    """A figure of journals needs no GPU."""
-    return GPUS if figure_job(EXPERIMENT, wildcards.figure).kept else 0
+    """One, for the job is one process; a figure of journals needs none."""
+    return min(1, GPUS) if figure_job(EXPERIMENT, wildcards.figure).kept else 0
 
 
 def digest_of_figure(wildcards):

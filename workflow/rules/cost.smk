@@ -16,6 +16,7 @@ rule cost:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("cost"),
         settings=settings_of("cost"),

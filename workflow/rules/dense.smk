@@ -21,6 +21,7 @@ rule segment:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("evaluate"),
         settings=settings_of("evaluate"),
@@ -54,6 +55,7 @@ rule detect:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("evaluate"),
         settings=settings_of("evaluate"),

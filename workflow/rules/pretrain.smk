@@ -15,6 +15,7 @@ rule pretrain:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("pretrain"),
         settings=settings_of("pretrain"),

@@ -14,6 +14,7 @@ rule score:
     threads: THREADS
     resources:
         gpu=GPUS,
+        cpus_per_task=CORES,
     params:
         digest=digest_of("score"),
         settings=settings_of("score"),
