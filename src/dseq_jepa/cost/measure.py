@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dseq_jepa.cost.count import inference_multiply_adds, multiply_adds, parameters
 from dseq_jepa.cost.settings import CostSettings
+from dseq_jepa.data.catalog import Split
 from dseq_jepa.data.decode import DECODER
 from dseq_jepa.data.loaders import steps_per_epoch
 from dseq_jepa.data.staging import stage
@@ -72,17 +73,23 @@ def measure(job: CostJob, out: Path) -> None:
     with distributed.joined(job.compute, partial(stage, job.data.values(), job.loading)) as world:
         provenance = Provenance.begin(job.to_json(), job.digest)
         began = time.perf_counter()
-        with TemporaryDirectory() as scratch:
-            run = Run(_share(job, settings, world), Path(scratch), world)
-            steps = _measure_steps(run, settings)
-            if run.journal:
-                run.journal.close()
+        steps, split = _measured(job, settings, world)
         if world.is_main:
-            result = _result(job, steps, images=len(run.split), classes=len(run.split.class_names), ranks=world.size)
+            result = _result(job, steps, images=len(split), classes=len(split.class_names), ranks=world.size)
             result["seconds"] = round(time.perf_counter() - began, 1)
             provenance.finish(out, data={settings.data: job.data[settings.data].fingerprint}, decoder=DECODER)
             Fence.from_environment().check()
             write_metrics(out, job, {name: result})
+
+
+def _measured(job: CostJob, settings: CostSettings, world: World) -> tuple[Steps, Split]:
+    """Measure; a function of its own, so that nothing of the run outlives it (see `distributed.stop`)."""
+    with TemporaryDirectory() as scratch:
+        run = Run(_share(job, settings, world), Path(scratch), world)
+        steps = _measure_steps(run, settings)
+        if run.journal:
+            run.journal.close()
+        return steps, run.split
 
 
 def _share(job: CostJob, settings: CostSettings, world: World) -> PretrainJob:

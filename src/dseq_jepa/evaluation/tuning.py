@@ -107,14 +107,18 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "
         finished = Finished(out, digest_with_source(job, encoder))
         if distributed.from_main(world.is_main and _shown_again(finished, store)):
             return out / report.METRICS
-        tuning = (kind or Tuning)(job, make(job, encoder, world), store, out, world)
-        try:
-            with tuning.signals_noted():
-                tuning.train()
-                return tuning.publish(finished)
-        except UserError as error:
-            tuning.note(error)
-            raise
+        return _tuned((kind or Tuning)(job, make(job, encoder, world), store, out, world), finished)
+
+
+def _tuned(tuning: "Tuning", finished: Finished) -> Path:
+    """Train and publish; a function of its own, so that nothing outlives it (see `distributed.stop`)."""
+    try:
+        with tuning.signals_noted():
+            tuning.train()
+            return tuning.publish(finished)
+    except UserError as error:
+        tuning.note(error)
+        raise
 
 
 def identity(job: EvaluateJob[Any], encoder: Path) -> str:

@@ -3,8 +3,10 @@
 torchrun --nproc-per-node 2 -m dseq_jepa pretrain --config configs/demo.yaml --method dseq-jepa --out out/
 """
 
+import gc
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,8 +82,13 @@ def _wait_for_all(store: dist.distributed_c10d.Store, rank: int, size: int) -> N
 
 
 def stop() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if one was joined.
+
+    A DistributedDataParallel that is collected later would end the group itself, and join gloo's threads while it holds
+    the interpreter that they wait for: the process would hang at its exit. So what nobody needs is collected first.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -100,6 +107,7 @@ def joined(compute: ComputeSettings, prepare: Callable[[], object] = lambda: Non
 
             get_error_handler().record_exception(error)
             os.utime(path, ns=(time.time_ns(),) * 2)  # the text has whole seconds and a file system some milliseconds
+        traceback.clear_frames(error.__traceback__)  # they hold the run, see `stop`
         raise
     finally:
         stop()

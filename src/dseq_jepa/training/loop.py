@@ -63,13 +63,18 @@ def pretrain(job: PretrainJob, out: Path) -> None:
 
     """
     with distributed.joined(job.compute, partial(stage, [job.data], job.loading)) as world:
-        run = Run(job, out, world)
-        try:
-            run.train()
-        except UserError as error:
-            run.note(error)
-            raise
-        run.publish()
+        _run(job, out, world)
+
+
+def _run(job: PretrainJob, out: Path, world: World) -> None:
+    """Train and publish; a function of its own, so that nothing of the run outlives it (see `distributed.stop`)."""
+    run = Run(job, out, world)
+    try:
+        run.train()
+    except UserError as error:
+        run.note(error)
+        raise
+    run.publish()
 
 
 @dataclass
