@@ -6,6 +6,7 @@ pytest tests/cluster/test_launch.py
 import dataclasses
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -153,17 +154,24 @@ def test_ctrl_c_right_after_the_submission_cancels_its_job(play, monkeypatch: py
 def test_ctrl_c_within_the_submission_ends_a_process_of_this_machine_too(
     order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another thread does not block the signal, so it is the one that gets it."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
     submit = submitit.AutoExecutor.submit
 
     def submitted(self: submitit.AutoExecutor, task: Task) -> object:
         job = submit(self, task)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # until that thread has run
         return job
 
     monkeypatch.setattr(submitit.AutoExecutor, "submit", submitted)
     assert launch(dataclasses.replace(order, cluster="local")) == 130
     job = (order.claims.folder / "job-000001").read_text()
     assert Machine().state(job).life is Life.OVER
+    over.set()
+    other.join()
 
 
 class Queue(Script):

@@ -107,9 +107,18 @@ def _refused(order: Order, said: list[str]) -> str:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and the end of the terminal wait for the end of this block; processes that it starts ignore them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    """Ctrl-C and the end of the terminal wait for the end of this block; processes that it starts ignore them.
+
+    The mask is this thread's, which its processes inherit; a signal that another thread is given is noted.
+    """
+    numbers, came = (signal.SIGINT, signal.SIGHUP), list[int]()
+    handlers = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is delivered now
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came meanwhile is noted now
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
