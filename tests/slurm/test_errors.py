@@ -89,6 +89,24 @@ def test_a_place_that_the_nodes_do_not_see_is_named(tmp_path: Path) -> None:
     assert hidden_job == ""
 
 
+def test_a_place_that_no_other_machine_can_see_is_refused_before_submission(tmp_path: Path) -> None:
+    """The launcher's machine bears another name than the nodes', as a login node does."""
+    hidden = tmp_path / "memory"
+    hidden.mkdir()
+    jobs = slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A")
+    words = ["export", "--selection", str(tmp_path / "selection.json"), "--out", str(hidden / "out")]
+    command = [sys.executable, "-m", "dseq_jepa", "launch", "--", *words]
+    script = f'hostname login && mount -t tmpfs tmpfs {hidden} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "--uts", "sh", "-c", script, "sh", *command],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert str(hidden) in done.stderr
+    assert "of this machine alone (tmpfs)" in done.stderr
+    assert slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A") == jobs
+
+
 def test_another_command_in_the_same_folder_is_refused(settings: PretrainJob, tmp_path: Path) -> None:
     launched = pretraining(settings, tmp_path / "run").start()
     launched.trained(1)

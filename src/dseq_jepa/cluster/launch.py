@@ -25,6 +25,7 @@ from dseq_jepa.cluster.notify import notify
 from dseq_jepa.cluster.order import Order
 from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
 from dseq_jepa.cluster.scheduler import Life, NoAnswerError, Scheduler, State, scheduler, started
+from dseq_jepa.cluster.shared import require_shared
 from dseq_jepa.cluster.submit import adopt, submit, task_of
 from dseq_jepa.cluster.tail import Tail, last_lines
 from dseq_jepa.cluster.task import cancelled
@@ -159,6 +160,9 @@ class Waiter:
             found = self._living(current) if current else None
             if found:
                 return found
+            warning = require_shared(self.claims.folder, elsewhere=self.scheduler.elsewhere)
+            if warning:
+                self.say(warning)
             about = {
                 "kind": "submission",
                 "cluster": self.scheduler.name,

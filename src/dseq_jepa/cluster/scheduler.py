@@ -81,6 +81,10 @@ class Scheduler(Protocol):
     def cancel(self, job: str) -> None:
         """End a job."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs may run on other machines."""
+
 
 class Slurm:
     """The Slurm cluster that this machine belongs to.
@@ -141,6 +145,12 @@ class Slurm:
             )
         return max(answer.stdout.split(), key=int, default=None)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether any node is another machine; a controller that does not answer says nothing."""
+        hosts = _ask("sinfo", "-h", "-a", "-N", "-o", "%n").stdout.split()
+        return any(host.partition(".")[0] != socket.gethostname().partition(".")[0] for host in hosts)
+
     def offer(self) -> str:
         """Partitions with their time limits, nodes and GPUs, one per line."""
         return _ask("sinfo", "-h", "-o", "  %R %l %D %G").stdout.rstrip()
@@ -154,6 +164,7 @@ class Machine:
     """Jobs that are processes of this machine."""
 
     name = "local"
+    elsewhere = False
 
     def describe(self) -> str:
         """Where the states come from."""
