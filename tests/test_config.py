@@ -149,7 +149,7 @@ DANGLING = {
     ),
     "heads": (("architectures", "vit-mini", "heads"), 5, "5 heads do not divide the width 96"),
     "predictor heads": (("architectures", "vit-mini", "predictor", "heads"), 5, "5 predictor heads do not divide"),
-    "saliency block": (("architectures", "vit-mini", "saliency_block"), 7, "beyond the 6 blocks"),
+    "saliency block": (("architectures", "vit-mini", "saliency_block"), 7, "beyond the 4 blocks"),
     "whole map": (("methods", "dseq-jepa", "regions", "min_patches"), 64, "no region could ever be found"),
     "more regions than fit": (
         ("methods", "dseq-n7", "regions", "count"),
@@ -188,6 +188,11 @@ DANGLING = {
         ("evaluations", "coco-detect", "image_size"),
         72,
         "coco-detect.image_size: 72 is not a multiple of two 8 px patches of vit-mini",
+    ),
+    "patches that no pyramid takes": (
+        ("architectures", "vit-mini", "patch_size"),
+        2,
+        "coco-detect.kind: the pyramid needs patches of 4, 8, 12, ... px and cannot be built on the 2 px patches",
     ),
     "more than the training set": (("selection", "bank_fraction"), 0.99, "together at most 1"),
     "beta": (("recipes", "pretrain-mini", "betas"), [0.9, 1.0], "recipes.pretrain-mini.betas.1: input should be less"),

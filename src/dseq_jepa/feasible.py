@@ -83,6 +83,8 @@ def _misfits(evaluation: EvaluationSettings, architecture: ArchitectureSettings)
             yield "features", f"last4 needs {BLOCKS_OF_LAST4} blocks and cannot be read from the {architecture.depth}"
         case SegmentationSettings() if evaluation.crop_size % patch:
             yield "crop_size", f"{evaluation.crop_size} is not a multiple of the {patch} px patches"
+        case DetectionSettings() if patch % 4:
+            yield "kind", f"the pyramid needs patches of 4, 8, 12, ... px and cannot be built on the {patch} px patches"
         case DetectionSettings() if evaluation.image_size % (2 * patch):
             yield "image_size", f"{evaluation.image_size} is not a multiple of two {patch} px patches"
 
