@@ -41,6 +41,7 @@ from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
 from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import StateStore, restore, training_state
+from dseq_jepa.training.determinism import same_bits
 from dseq_jepa.training.distributed import World
 
 _LOG_POINTS, _MOST_STEPS = 20, 50
@@ -100,8 +101,7 @@ def run(job: EvaluateJob[Any], encoder: Path, out: Path, make: MakeTask, kind: "
 
     """
     with distributed.joined(job.compute, partial(stage, job.data.values(), job.loading)) as world:
-        if world.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+        same_bits(world.device)
         torch.manual_seed(job.model.seed)
         store = StateStore(out / "state" / identity(job, encoder), Fence.from_environment())
         finished = Finished(out, digest_with_source(job, encoder))

@@ -37,6 +37,7 @@ from dseq_jepa.provenance import Provenance, run_tags
 from dseq_jepa.training import distributed
 from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import State, StateStore, random_state, restore, training_state, whole_weights
+from dseq_jepa.training.determinism import same_bits
 from dseq_jepa.training.distributed import World
 from dseq_jepa.training.machine import Machine
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
@@ -361,8 +362,7 @@ class Run:
 
 def _build(job: PretrainJob, world: World) -> tuple[Jepa, nn.Module]:
     """The method, and the module that runs it on all ranks."""
-    if world.device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+    same_bits(world.device)
     torch.manual_seed(job.model.seed)
     method = Jepa(
         job.method,
