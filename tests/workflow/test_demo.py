@@ -57,7 +57,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 @needs_demo
 @pytest.mark.slow
 def test_pre_training_beats_an_untrained_encoder(untrained: dict[str, float]) -> None:
-    """At least three of the four rows by 5 points: 450 steps are too few to ask it of every row and seed."""
+    """At least three of the four rows by 5 points: 400 steps are too few to ask it of every row and seed."""
     values = {method: measured(method, "imagenet-linear")["value"] for method in METHODS}
     better = [method for method, value in values.items() if value > untrained["value"] + 5]
     assert len(better) >= 3, f"{values} against {untrained['value']} % untrained"
