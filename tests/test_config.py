@@ -147,7 +147,7 @@ DANGLING = {
         65,
         "the nearest sizes that work are 64 and 72",
     ),
-    "heads": (("architectures", "vit-mini", "heads"), 5, "5 heads do not divide the width 96"),
+    "heads": (("architectures", "vit-mini", "heads"), 5, "5 heads do not divide the width 64"),
     "predictor heads": (("architectures", "vit-mini", "predictor", "heads"), 5, "5 predictor heads do not divide"),
     "saliency block": (("architectures", "vit-mini", "saliency_block"), 7, "beyond the 4 blocks"),
     "whole map": (("methods", "dseq-jepa", "regions", "min_patches"), 64, "no region could ever be found"),
