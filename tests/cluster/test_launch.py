@@ -33,6 +33,7 @@ class Script:
     """A cluster on which the n-th job that is submitted has the n-th end, and leaves the n-th record."""
 
     name = "slurm"
+    elsewhere = False
 
     def __init__(self, *ends: tuple[State, End | None], starts: list[int] | None = None) -> None:
         self.ends, self.tasks, self.cancelled = ends, [], []
