@@ -25,6 +25,7 @@ MICRO = replaced(
 """A pre-training outlives the seconds in which a killed workflow is started again."""
 RESULTS = Path("results/micro")
 MODEL = "dseq-jepa/vit-micro/seed0"
+OUT = RESULTS / "pretrain" / MODEL
 TARGET = "tables"
 SLURM = ("--workflow-profile", "workflow/profiles/slurm")
 PLUGIN = ("--workflow-profile", "workflow/profiles/slurm-plugin", "--verbose")
@@ -52,6 +53,13 @@ def started(project: Project, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def pretraining(project: Project, *profile: str) -> subprocess.Popen[str]:
+    """A workflow whose only target is a pre-training, which has some steps behind it."""
+    running, journal = started(project, str(OUT / "run.json"), *profile), project.folder / OUT / "journal.jsonl"
+    until(lambda: journal.exists() and journal.read_text().count('"metrics"') > 5, "a pre-training at work", 300)
+    return running
+
+
 def queued(project: Project) -> list[str]:
     """Jobs of a project that wait, run or end."""
     jobs = slurm("squeue", "-h", "-t", "PENDING,RUNNING,COMPLETING", "-o", "%A %Z").splitlines()
@@ -75,11 +83,11 @@ def test_the_slurm_profile_equals_a_local_run_though_its_controller_is_killed(lo
     project = Project.at(tmp_path, MICRO)
     first = started(project, TARGET, *SLURM)
     results = project.folder / RESULTS
-    pretraining = Claims.beside(results / "pretrain" / MODEL)
+    claims = Claims.beside(project.folder / OUT)
 
     def at_work() -> bool:
         assert first.poll() is None, first.communicate()[0]
-        return any(claim.content["kind"] == "start" for claim in pretraining.all())
+        return any(claim.content["kind"] == "start" for claim in claims.all())
 
     until(at_work, "the pre-training to start on Slurm", 300)
     os.killpg(first.pid, signal.SIGKILL)
@@ -113,17 +121,14 @@ def test_the_official_plugin_gives_the_tables_of_a_local_run(local: Project, tmp
 def test_a_warning_before_the_limit_is_a_retry_that_goes_on_under_the_official_plugin(tmp_path: Path) -> None:
     require_plugin()
     project = Project.at(tmp_path, MICRO)
-    out = RESULTS / "pretrain" / MODEL
-    running = started(project, str(out / "run.json"), *PLUGIN)
-    journal = project.folder / out / "journal.jsonl"
-    until(lambda: journal.exists() and journal.read_text().count('"metrics"') > 5, "a pre-training at work", 300)
+    running = pretraining(project, *PLUGIN)
     jobs = [line.split() for line in slurm("squeue", "-h", "-o", "%A %k %Z").splitlines()]
     (job,) = [number for number, comment, folder in jobs if "pretrain" in comment and folder == str(project.folder)]
     slurm("scancel", "--signal=TERM", job)  # as Slurm does before a limit
     said, _ = running.communicate(timeout=300)
     assert running.returncode == 0, said
     assert "--signal=TERM@120" in said
-    assert '"resumed"' in journal.read_text()
+    assert '"resumed"' in (project.folder / OUT / "journal.jsonl").read_text()
 
 
 @pytest.mark.parametrize("profile", [SLURM, PLUGIN], ids=["slurm", "slurm-plugin"])
@@ -133,17 +138,14 @@ def test_ctrl_c_on_the_workflow_leaves_no_job_and_the_same_command_goes_on(
     if profile is PLUGIN:
         require_plugin()
     project = Project.at(tmp_path, MICRO)
-    out = RESULTS / "pretrain" / MODEL
-    running = started(project, str(out / "run.json"), *profile)
-    journal = project.folder / out / "journal.jsonl"
-    until(lambda: journal.exists() and journal.read_text().count('"metrics"') > 5, "a pre-training at work", 300)
+    running = pretraining(project, *profile)
     assert queued(project)
     os.killpg(running.pid, signal.SIGINT)
     said, _ = running.communicate(timeout=120)
     assert running.returncode != 0, said
     until(lambda: not queued(project), "no job of the project", 60)
-    assert not (project.folder / out / "run.json").exists()
-    assert '"resumed"' not in journal.read_text()
-    done = project.run(str(out / "run.json"), *profile)
+    assert not (project.folder / OUT / "run.json").exists()
+    assert '"resumed"' not in (project.folder / OUT / "journal.jsonl").read_text()
+    done = project.run(str(OUT / "run.json"), *profile)
     assert done.returncode == 0, done.stdout
-    assert '"resumed"' in journal.read_text()
+    assert '"resumed"' in (project.folder / OUT / "journal.jsonl").read_text()

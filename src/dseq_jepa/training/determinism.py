@@ -12,4 +12,5 @@ def same_bits(device: torch.device) -> None:
         return
     torch.use_deterministic_algorithms(True)
     # torch then also fills whatever it allocates, to expose reads of uninitialised memory: 4% of the demo's step.
+    # (torch makes the name at run time, so its types do not have it.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
