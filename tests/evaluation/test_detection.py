@@ -271,7 +271,7 @@ def test_a_detector_that_is_trained_beats_an_untrained_one(
     """On its own training pictures: seven are too few to learn what holds for others."""
     both = task_module.read_parts
     monkeypatch.setattr(task_module, "read_parts", lambda *arguments: (both(*arguments)[0],) * 2)
-    settings = detection(epochs=50, learning_rate=4e-3, layer_decay=1.0, drop_path=0.0, scale_range=[1.0, 1.0])
+    settings = detection(epochs=50, learning_rate=2e-3, layer_decay=1.0, drop_path=0.0, scale_range=[1.0, 1.0])
     untrained = value_before_training(job(shapes, settings), weights)
     detect(job(shapes, settings), weights, tmp_path)
     assert untrained < 2
@@ -318,9 +318,9 @@ def test_real_pictures_are_learned_by_heart(weights: Path, tmp_path: Path) -> No
         pytest.skip(f"{REAL / 'coco2017'} is not there; set DSEQ_REAL_DATA")
     data = real_subset(tmp_path / "coco", 8)
     settings = detection(
-        image_size=96, epochs=80, batch_size=2, learning_rate=4e-3, layer_decay=1.0, drop_path=0.0,
-        scale_range=[1.0, 1.0], detector={"width": 24, "hidden": 64},
-    )  # fmt: skip
+        image_size=96, epochs=60, learning_rate=1e-3, layer_decay=1.0, drop_path=0.0, scale_range=[1.0, 1.0],
+        detector={"width": 24, "hidden": 64, "anchors_per_image": 64, "regions_per_image": 64},
+    )  # fmt: skip  # 17 to 29 box AP for three seeds; at four times the rate some stay below 5
     untrained = value_before_training(job(data, settings), weights)
     detect(job(data, settings), weights, tmp_path / "out")
     assert untrained < 0.5
