@@ -41,7 +41,7 @@ demo: $(READY)
 	@echo "Everything on one page: results/demo/report.html. Curves: $(BIN)/dseq-jepa dashboard --config configs/demo.yaml"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
