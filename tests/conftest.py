@@ -1,7 +1,7 @@
 """One compute thread per test process: the tests' tensors are tiny, and more threads than cores cost tenfold.
 
-`make test` runs a process per core, which take whole files; of Slurm there is one on a machine, so its tests stay in one
-process, where they mostly wait.
+`make test` runs a process per core, which take whole files; of Slurm there is one on a machine, so its tests stay in
+one process, where they mostly wait.
 """
 
 import os

@@ -147,6 +147,7 @@ def test_a_mean_iou_is_that_of_the_drawn_pictures_pixels(tmp_path: Path):
         (gzip.compress(b"evaluation,image,pixels\nprobe,b,3\n"), "not the records of a top-1 accuracy: 'correct'"),
         (gzip.compress(b"evaluation,image,correct\nprobe,b,yes\n"), "not the records of a top-1 accuracy: 'yes'"),
     ],
+    ids=["missing", "not-compressed", "cut-off", "no-evaluation", "no-answer", "not-a-number"],
 )
 def test_records_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None, problem: str):
     path = tmp_path / "records.csv.gz"
