@@ -9,6 +9,7 @@ The packs are small subsets in official layouts; the bird crops are arranged as 
 import csv
 import json
 import os
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -60,11 +61,11 @@ def test_the_workflow_on_real_pictures(tmp_path: Path, capsys: pytest.CaptureFix
     shown = project.run()
     assert shown.returncode == 0, shown.stdout
     results = project.folder / "results" / "real"
-    with capsys.disabled():
-        print()
+    with capsys.disabled():  # stderr, because a process of `pytest --numprocesses` has no stdout
+        print(file=sys.stderr)
         for stage, (seconds, count) in seconds_of_stages(results).items():
-            print(f"real pictures: {stage:<12} {seconds:6.1f} s in {count} jobs")
-        print(f"real pictures: {'in all':<12} {time.monotonic() - began:6.1f} s")
+            print(f"real pictures: {stage:<12} {seconds:6.1f} s in {count} jobs", file=sys.stderr)
+        print(f"real pictures: {'in all':<12} {time.monotonic() - began:6.1f} s", file=sys.stderr)
 
     measured = [json.loads(path.read_text()) for path in sorted((results / "evaluate").rglob("metrics.json"))]
     assert len(measured) == 2
