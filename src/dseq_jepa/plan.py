@@ -16,6 +16,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -275,16 +276,22 @@ def _images(experiment: Experiment, name: str) -> int | None:
 
 def _bytes(experiment: Experiment, method: str, architecture: str) -> int:
     """What a pre-training keeps on the disk: weights at some epochs, and its last states with AdamW's two moments."""
+    job = pretrain_job(experiment, method, architecture, experiment.seeds[0])
+    weights, trained = _bytes_of_weights(job.method, job.architecture)
+    return len(job.keep_percent) * weights + KEPT_STATES * (weights + 2 * trained)
+
+
+@cache
+def _bytes_of_weights(method: MethodSettings, architecture: ArchitectureSettings) -> tuple[int, int]:
+    """Of all weights of a model, and of those that are trained."""
     import torch
 
     from dseq_jepa.methods.jepa import Jepa
 
-    job = pretrain_job(experiment, method, architecture, experiment.seeds[0])
     with torch.device("meta"):
-        model = Jepa(job.method, job.architecture, gather=lambda rows: rows)
+        model = Jepa(method, architecture, gather=lambda rows: rows)
     weights: int = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    trained: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return len(job.keep_percent) * weights + KEPT_STATES * (weights + 2 * trained)
+    return weights, sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def _schedule(jobs: list[Planned], gpus: int) -> float:

@@ -6,6 +6,8 @@ Counted on the meta device with the modules that are trained. At 512 px UPerNet'
 so that an encoder alone says little about a dense evaluation's time.
 """
 
+from functools import cache
+
 import torch
 
 from dseq_jepa.cost.count import multiply_adds
@@ -19,6 +21,7 @@ from dseq_jepa.models.vit import VisionTransformer
 from dseq_jepa.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
+@cache
 def segmenter_multiply_adds(
     architecture: ArchitectureSettings, settings: SegmentationSettings, *, class_token: bool, classes: int
 ) -> int:
@@ -30,6 +33,7 @@ def segmenter_multiply_adds(
         return multiply_adds(lambda: network(torch.empty(1, 3, size, size)))
 
 
+@cache
 def detector_multiply_adds(
     architecture: ArchitectureSettings, settings: DetectionSettings, *, class_token: bool, classes: int
 ) -> int:

@@ -196,7 +196,7 @@ def _rows(x_PD: Tensor, rows_Q: Tensor | None) -> Tensor:
 
 def initialise(module: nn.Module) -> None:
     """Truncated normal 0.02 for linear and convolution weights, zero biases (docs/protocols.md 1). For Module.apply."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:  # a plan only counts: seconds less
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
