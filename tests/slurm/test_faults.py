@@ -65,7 +65,10 @@ def test_scontrol_requeue(launched: Launched, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("signalled", [True, False], ids=["with the user's signal", "without"])
-def test_preemption(signalled: bool, launched: Launched, undisturbed: Path, state: Path) -> None:
+def test_preemption(signalled: bool, settings: PretrainJob, undisturbed: Path, state: Path, tmp_path: Path) -> None:
+    """With loading processes, which the signal reaches too: proctrack/linuxproc sends it to all of a job."""
+    loading = settings.loading.model_copy(update={"workers": 2})
+    launched = pretraining(settings.model_copy(update={"loading": loading}), tmp_path / "run")
     parameters = state / "slurm.conf"
     before = parameters.read_text()
     if not signalled:

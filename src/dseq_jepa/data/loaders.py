@@ -28,6 +28,7 @@ from dseq_jepa.data.catalog import Split
 from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.settings import LoadingSettings
 from dseq_jepa.data.transforms import TestView, TrainView, View
+from dseq_jepa.data.workers import patient
 from dseq_jepa.draws import uniforms
 from dseq_jepa.errors import UserError
 
@@ -389,6 +390,7 @@ def _load(reader: _Reader, requests: Callable[[], Iterator[_Request]], workers: 
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
+            worker_init_fn=patient(),
             pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # torch ships it untyped
             generator=torch.Generator(),  # or the DataLoader would take a number from the global one
         )

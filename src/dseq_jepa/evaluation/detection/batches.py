@@ -20,6 +20,7 @@ from dseq_jepa.data.coco import CocoPart
 from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.loaders import Batch, EpochOrder
 from dseq_jepa.data.settings import LoadingSettings
+from dseq_jepa.data.workers import patient
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.detection.views import JitteredView, Sample, Targets, place_image, whole
 
@@ -241,6 +242,7 @@ def _load(
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
+            worker_init_fn=patient(),
             generator=torch.Generator(),  # or the DataLoader would take a number from the global one
         )
     for result in results:
