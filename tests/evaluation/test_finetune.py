@@ -58,6 +58,28 @@ def task(data: DatasetSettings, weights: Path, rank: int = 0, ranks: int = 1, **
     return FinetuneTask(job, weights, World(rank=rank, size=ranks, device=torch.device("cpu")))
 
 
+@pytest.mark.parametrize("saves", [0, 5], ids=["at the next save", "at the end"])
+def test_weights_that_are_no_numbers_are_never_saved(
+    saves: int, data: DatasetSettings, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A gradient that is NaN beside a loss that is not, in the last step."""
+    loss, job = FinetuneTask.loss, tuned_job("finetune", data, GENTLE | {"epochs": 2, "batch_size": 16})
+
+    def poisoned(self: FinetuneTask, run: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        steps.append(1)
+        nothing = 0 * next(run.parameters()).sum()
+        return loss(self, run, batch) + (nothing.abs().sqrt() if len(steps) == self.steps else 0)
+
+    steps: list[int] = []
+    monkeypatch.setattr(FinetuneTask, "loss", poisoned)
+    monkeypatch.setattr("dseq_jepa.evaluation.tuning.SAVE_SECONDS", -1.0 if saves == 0 else 1e9)
+    with pytest.raises(UserError, match=r"evaluations\.e: a weight is NaN or infinite at step 6 of 6"):
+        finetune(job, weights, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    kept = sorted(path.name for path in tmp_path.glob("state/*/state-*.pt"))
+    assert kept == (["state-00000004.pt", "state-00000005.pt"] if saves == 0 else [])
+
+
 def test_separable_pictures_reach_100_percent_and_each_is_counted_once(
     data: DatasetSettings, weights: Path, tmp_path: Path
 ):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import StateStore, restore, training_state
 from dseq_jepa.training.determinism import same_bits
 from dseq_jepa.training.distributed import World
+from dseq_jepa.training.finite import finite
 
 _LOG_POINTS, _MOST_STEPS = 20, 50
 """At least so many journal points, at most so many steps between two."""
@@ -246,10 +247,7 @@ class Tuning:
         name, since = self.task.name, (self.step - 1) % self.log_every + 1
         loss = float(distributed.all_sum(self.loss_sum)) / (since * self.world.size)
         if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
-                f"evaluations.{name}: the loss is {loss} at step {self.step} of {self.task.steps}; lower learning_rate "
-                f"{self.task.settings.learning_rate:g}. Nothing was saved since the last state."
-            )
+            self._refuse(f"the loss is {loss}")
         self.loss_sum.zero_()
         if self.journal is None or progress is None:
             return
@@ -258,8 +256,21 @@ class Tuning:
         self.journal.metrics(self.step, {f"{name}/loss": loss, f"{name}/learning_rate": rate})
         progress.show(loss=loss)
 
+    def _refuse(self, problem: str) -> NoReturn:
+        raise UserError(
+            f"evaluations.{self.task.name}: {problem} at step {self.step} of {self.task.steps}; lower learning_rate "
+            f"{self.task.settings.learning_rate:g}. Nothing was saved since the last state."
+        )
+
     def _save(self) -> None:
-        """State after `self.step` steps. Gathering is collective; rank 0 writes."""
+        """State after `self.step` steps. Gathering is collective; rank 0 writes.
+
+        Raises:
+            UserError: a weight is NaN or infinite, after a gradient was; no later start could learn from it.
+
+        """
+        if not finite(self.task.model.parameters()):
+            self._refuse("a weight is NaN or infinite")
         state = training_state(self.run, self.optimizer)
         loss_sum = distributed.all_sum(self.loss_sum).cpu() / self.world.size
         skipped = self._all_skipped()

@@ -39,10 +39,11 @@ from dseq_jepa.training.agreement import Agreement
 from dseq_jepa.training.checkpoint import State, StateStore, random_state, restore, training_state, whole_weights
 from dseq_jepa.training.determinism import same_bits
 from dseq_jepa.training.distributed import World
+from dseq_jepa.training.finite import finite_gradients
 from dseq_jepa.training.machine import Machine
 from dseq_jepa.training.optimizer import build_optimizer, set_rates
 from dseq_jepa.training.schedules import Schedule
-from dseq_jepa.training.watch import CollapseWatch, Interval, finite_gradients
+from dseq_jepa.training.watch import CollapseWatch, Interval
 
 
 def checkpoint_name(percent: int) -> str:

@@ -3,12 +3,11 @@
 Everything is summed on the device; the host reads it at log points only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.rank import feature_std, rankme
@@ -20,18 +19,6 @@ IDS_SHOWN = 16
 KINDS = ("block", "region", "step")
 """What a group can be: a random block, a region predicted on its own, or a step of a sequence."""
 _NEVER = torch.iinfo(torch.long).max
-
-
-@torch.no_grad()
-def finite_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Whether all gradients are numbers: a flag on the device; of a sharded run, about this rank's shards.
-
-    By their norms, which read every entry once in one fused pass. An entry above 1e19, whose square is infinite, is
-    no number either: AdamW, which keeps squares, would never move that weight again.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shards = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    return torch.stack(torch._foreach_norm(shards)).isfinite().all()
 
 
 class Interval:
