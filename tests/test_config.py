@@ -184,6 +184,7 @@ DANGLING = {
         65,
         "ade20k-segment.crop_size: 65 is not a multiple of the 8 px patches of vit-mini",
     ),
+    "one crop": (("evaluations", "ade20k-segment", "batch_size"), 1, "BatchNorm of one value per crop needs two crops"),
     "square beside the patches": (
         ("evaluations", "coco-detect", "image_size"),
         72,

@@ -1,5 +1,7 @@
 """The network: its scales, its heads and sliding windows."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from dseq_jepa.evaluation.backbone import Backbone
 from dseq_jepa.evaluation.settings import SegmentationSettings
 from dseq_jepa.evaluation.upernet import Segmenter, read_blocks, slide, window_starts
 from tests.evaluation.pictures import export
-from tests.models.checkpoints import encoder
+from tests.models.checkpoints import TINY, encoder
 
 SETTINGS = SegmentationSettings.model_validate(
     {
@@ -31,6 +33,14 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
 )
 def test_the_blocks_are_mmsegmentations_scaled_to_the_depth(depth: int, blocks: list[int]):
     assert read_blocks(depth) == blocks
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(1, [1, 1, 1, 1]), (3, [1, 2, 2, 3]), (5, [2, 2, 3, 5])])
+def test_a_shallow_encoder_is_read_more_than_once_at_a_block(depth: int, blocks: list[int], tmp_path: Path):
+    assert read_blocks(depth) == blocks
+    shallow = TINY.model_copy(update={"depth": depth, "saliency_block": depth})
+    shown = Segmenter(Backbone.load(export(encoder(True, shallow), tmp_path), SETTINGS, image_size=64), SETTINGS, 7)
+    assert shown.eval()(torch.randn(1, 3, 64, 64))[0].shape == (1, 7, 32, 32)
 
 
 def test_scales_are_4_2_1_and_a_half_and_the_auxiliary_head_reads_the_third(network: Segmenter):

@@ -83,7 +83,7 @@ class Backbone(nn.Module):
 
         Args:
             images_BCHW: normalised.
-            blocks: rising 1-based numbers, of which the last is the encoder's last.
+            blocks: 1-based numbers; a shallow encoder's may come twice.
 
         Returns:
             (B, T, D) for each.
@@ -93,12 +93,12 @@ class Backbone(nn.Module):
         prefix = 0
         if self.cls_token is not None:
             x_BLD, prefix = torch.cat([self.cls_token.expand(len(x_BLD), -1, -1).to(x_BLD.dtype), x_BLD], dim=1), 1
-        outputs = []
+        outputs = {}
         for number, block in enumerate(self.blocks, start=1):
             x_BLD = run_blocks([block], x_BLD, None, checkpointing=self.checkpointing)
             if number in blocks:
-                outputs.append(x_BLD[:, prefix:])
-        return outputs
+                outputs[number] = x_BLD[:, prefix:]
+        return [outputs[number] for number in blocks]
 
 
 class _Named(nn.Module):

@@ -232,6 +232,8 @@ class SegmentationSettings(TunedSettings):
             )
         if self.stride > self.crop_size:
             raise ValueError(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}")
+        if self.batch_size < 2:
+            raise ValueError("batch_size 1 is too small: the decoder's BatchNorm of one value per crop needs two crops")
         return self
 
 
