@@ -111,7 +111,9 @@ def coco(root: Path) -> None:
         images = [{"id": i, "file_name": f"{i:012d}.jpg", "height": 4, "width": 5} for i in range(count)]
         for image in images:
             put(root, f"{part}2017/{image['file_name']}")
-        content = {"images": images, "annotations": [], "categories": categories}
+        corners = {"bbox": [1, 1, 2, 2], "area": 4, "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]]}
+        thing = {"id": 1, "image_id": 0, "category_id": 1, "iscrowd": 0, **corners}
+        content = {"images": images, "annotations": [thing], "categories": categories}
         (root / "annotations" / f"instances_{part}2017.json").write_text(json.dumps(content))
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from pycocotools import mask as coder
 
 from dseq_jepa.data.catalog import check
@@ -103,6 +105,9 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "crowd of two": (put("annotations", 0, iscrowd=2), "1080: iscrowd is 2, expected 0 or 1"),
     "no height": (put("images", 0, height=0), r"image 108 \(000000000108.jpg\): height and width are 0 and 64"),
     "no name": (put("images", 0, file_name=""), "image 108: expected a file_name"),
+    "negative image": (put("images", 0, id=-1), "image -1: its id is negative"),
+    "annotation 0": (put("annotations", 0, id=0), "annotation 0: its id is below 1, and COCO's evaluation takes 0 for"),
+    "nothing to find": (lambda content: content["annotations"].clear(), "has no object that is no crowd"),
     "id in words": (put("images", 0, id="first"), r"images\[0\]: expected an object with a whole number as id"),
     "no list": (lambda content: content.update(annotations={}), "it has no list of annotations"),
 }  # fmt: skip
@@ -116,6 +121,29 @@ def test_a_bad_record_is_one_error_with_file_and_record(shapes: DatasetSettings,
     with pytest.raises(UserError, match=sentence) as refused:
         check("coco", shapes)
     assert str(path) in str(refused.value)
+
+
+def test_a_picture_of_another_size_is_named_with_its_record(shapes: DatasetSettings) -> None:
+    """Turned pictures have the size of what `decode` makes of them."""
+    path = shapes.root / "val2017" / "000000000109.jpg"  # 40 x 64
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 40)).save(path, exif=turned)
+    check("coco", shapes)
+    Image.new("RGB", (64, 40)).save(path)
+    sentence = f"{path}: 64 x 40 pixels, but image 109 of instances_val2017.json has 40 x 64;"
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check("coco", shapes)
+    path.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"000000000109\.jpg: not a readable picture"):
+        check("coco", shapes)
+
+
+def test_a_missing_picture_is_named_with_its_record(shapes: DatasetSettings) -> None:
+    path = shapes.root / "train2017" / "000000000103.jpg"
+    path.unlink()
+    with pytest.raises(UserError, match=rf"instances_train2017.json: image 103: {path}: listed but not on disk"):
+        check("coco", shapes)
 
 
 def test_rounding_at_the_border_is_no_error(shapes: DatasetSettings) -> None:

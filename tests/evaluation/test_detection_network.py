@@ -17,6 +17,7 @@ from dseq_jepa.evaluation.detection.heads import (
     ImageSampler,
     RegionHeads,
     RegionProposals,
+    box_losses,
     mask_loss,
     paste_masks,
     strides_of,
@@ -161,6 +162,17 @@ def test_proposal_losses_are_sums_over_the_requested_samples() -> None:
     score, box = proposals.compute_loss(torch.zeros(1, 4), deltas, [labels], [goals])
     assert float(score) == pytest.approx(3 * np.log(2) / 10)
     assert float(box) == pytest.approx(4 * 0.25 / 10)  # L1, one positive
+
+
+def test_box_losses_of_regions_are_l1_of_their_own_class_over_all_regions() -> None:
+    """Three regions, of which the second is an object of class 2 of two."""
+    deltas_N4K = torch.zeros(3, 4 * 3)
+    deltas_N4K[1, 8:] = torch.tensor([0.5, -0.25, 2.0, 0.0])
+    deltas_N4K[1, 4:8] = 9.0  # of the other class, which nothing is asked of
+    goals_N4 = torch.tensor([[7.0] * 4, [0.0, 0.25, -1.0, 0.0], [7.0] * 4])
+    losses = box_losses(torch.zeros(3, 3), deltas_N4K, torch.tensor([0, 2, 0]), goals_N4)
+    assert float(losses["loss_box"]) == pytest.approx((0.5 + 0.5 + 3.0 + 0.0) / 3)
+    assert float(losses["loss_class"]) == pytest.approx(np.log(3))
 
 
 def test_mask_targets_are_cut_out_of_the_matched_object() -> None:

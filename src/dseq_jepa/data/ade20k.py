@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from dseq_jepa.data.decode import BadImage
+from dseq_jepa.data.decode import BadImage, upright_size
 from dseq_jepa.data.layouts import Part, pictures_in
 from dseq_jepa.data.names import Names
 from dseq_jepa.errors import UserError
@@ -130,19 +130,9 @@ def _problem(pairs: Pairs, index: int) -> str | None:
     picture, mask = pairs.root / pairs.pictures[index], pairs.root / pairs.masks[index]
     try:
         height, width = read_mask(mask).shape
-        expected = _upright_size(picture)
+        expected = upright_size(picture)
     except BadImage as error:
         return str(error)
     if (width, height) != expected:
         return f"{mask}: {width} x {height} pixels, but {pairs.pictures[index]} has {expected[0]} x {expected[1]}"
     return None
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as `decode` returns it, from its header."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImage(f"{path}: not a readable picture ({error})") from None

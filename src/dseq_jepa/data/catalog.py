@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseq_jepa.data.ade20k import check_pairs, read_pairs
-from dseq_jepa.data.coco import read_coco, require_same_categories
+from dseq_jepa.data.coco import check_pictures, read_coco, require_same_categories
 from dseq_jepa.data.layouts import LAYOUTS, Part, Target
 from dseq_jepa.data.names import Names
 from dseq_jepa.data.settings import DatasetSettings, Layout
@@ -161,8 +161,7 @@ def load_split(settings: DatasetSettings, split: Part, target: Target = "class")
             f"{'valid: ' + ', '.join(targets) if targets else 'it has no label per picture'}"
         )
     listing = LAYOUTS[settings.layout](settings.root, split, target)
-    expected = settings.train_images if split == "train" else settings.val_images
-    _require_count(settings.root, f"{split}_images", expected, len(listing.names))
+    require_images(settings, split, len(listing.names))
     if target != "distance":  # CLEVR's other target has six classes whatever `classes` says of the count
         _require_count(settings.root, "classes", settings.classes, len(listing.class_names))
     return Split(settings.root, listing.names, listing.labels, listing.class_names)
@@ -267,8 +266,8 @@ def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
     if settings.layout in ("coco", "ade20k"):
         read = _read_coco if settings.layout == "coco" else _read_ade20k
         (train_names, val_names), classes = read(settings.root)
-        _require_count(settings.root, "train_images", settings.train_images, len(train_names))
-        _require_count(settings.root, "val_images", settings.val_images, len(val_names))
+        require_images(settings, "train", len(train_names))
+        require_images(settings, "val", len(val_names))
         _require_count(settings.root, "classes", settings.classes, classes)
         if settings.layout == "ade20k":
             check_pairs(read_pairs(settings.root, "train"))
@@ -282,6 +281,8 @@ def _read_all(settings: DatasetSettings) -> tuple[dict[Part, Names], int]:
 def _read_coco(root: Path) -> tuple[tuple[Names, Names], int]:
     train, val = read_coco(root, "train"), read_coco(root, "val")
     require_same_categories(train, val)
+    for part in (train, val):
+        check_pictures(part)
     train_names, val_names = (Names(sorted(image.file for image in part.images)) for part in (train, val))
     return (train_names, val_names), len(train.categories)
 
@@ -294,6 +295,17 @@ def _masks(settings: DatasetSettings, parts: dict[Part, Names]) -> list[str]:
     if settings.layout != "ade20k":
         return []
     return [mask for part in parts for mask in read_pairs(settings.root, part).masks]
+
+
+def require_images(settings: DatasetSettings, part: Part, found: int) -> None:
+    """Refuse a split whose number of pictures is not the configured one.
+
+    Raises:
+        UserError: naming root, key and both numbers.
+
+    """
+    expected = settings.train_images if part == "train" else settings.val_images
+    _require_count(settings.root, f"{part}_images", expected, found)
 
 
 def _require_count(root: Path, key: str, expected: int | None, found: int) -> None:

@@ -9,7 +9,9 @@ official ids (which have gaps); 0 is background.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dseq_jepa.data.layouts import Part, read_json, require_on_disk
+from dseq_jepa.data.decode import BadImage, upright_size
+from dseq_jepa.data.layouts import Part, read_json
 from dseq_jepa.errors import UserError
 
 SLACK = 1.0
@@ -106,7 +109,7 @@ def read_coco(root: Path, part: Part) -> CocoPart:
             raise UserError(f"{path}: not a COCO instances file: it has no list of {section}")
     categories = _categories(path, content["categories"])
     images = _images(path, content["images"], part)
-    require_on_disk(root, [image.file for image in images.values()])
+    _require_on_disk(path, root, images.values())
     per_image: dict[int, list[dict[str, Any]]] = {identity: [] for identity in images}
     seen: set[int] = set()
     for record in content["annotations"]:
@@ -116,6 +119,10 @@ def read_coco(root: Path, part: Part) -> CocoPart:
         )
     order = sorted(images)
     trainable = [i for i, key in enumerate(order) if any(not record["iscrowd"] for record in per_image[key])]
+    if not trainable:
+        raise UserError(
+            f"{path}: has no object that is no crowd, so there is nothing to learn and no AP; restore the official file"
+        )
     return CocoPart(
         root=root,
         annotations=path,
@@ -123,6 +130,33 @@ def read_coco(root: Path, part: Part) -> CocoPart:
         objects=Objects([per_image[key] for key in order]),
         categories=tuple(categories[key] for key in sorted(categories)),
         trainable=np.asarray(trainable, dtype=np.int64),
+    )
+
+
+def check_pictures(part: CocoPart) -> None:
+    """Read the header of every picture of a split.
+
+    Raises:
+        UserError: naming the first picture that is not as large as its record says, and how many more there are.
+
+    """
+    with ThreadPoolExecutor(16) as pool:
+        problems = [problem for problem in pool.map(lambda image: _problem(part, image), part.images) if problem]
+    if problems:
+        others = f" (and {len(problems) - 1:,} more such files)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{others}; restore them from the archive")
+
+
+def _problem(part: CocoPart, image: CocoImage) -> str | None:
+    try:
+        width, height = upright_size(part.root / image.file)
+    except BadImage as error:
+        return str(error)
+    if (width, height) == (image.width, image.height):
+        return None
+    return (
+        f"{part.root / image.file}: {width} x {height} pixels, but image {image.id} of {part.annotations.name} has "
+        f"{image.width} x {image.height}"
     )
 
 
@@ -172,6 +206,8 @@ def _images(path: Path, records: Sequence[Any], part: Part) -> dict[int, CocoIma
     images: dict[int, CocoImage] = {}
     for position, record in enumerate(records):
         identity = _identity(path, f"images[{position}]", record)
+        if identity < 0:
+            _refuse(path, f"image {identity}", "its id is negative")
         name, size = record.get("file_name"), (record.get("height"), record.get("width"))
         if not isinstance(name, str) or not name:
             _refuse(path, f"image {identity}", f"expected a file_name, got {name!r}")
@@ -190,6 +226,24 @@ def _identity(path: Path, where: str, record: Any) -> int:
     return identity
 
 
+def _require_on_disk(path: Path, root: Path, images: Collection[CocoImage]) -> None:
+    """Refuse records of pictures that are not there; every folder is listed once."""
+    folders = {image.file.rpartition("/")[0] for image in images}
+    found = {
+        f"{folder}/{entry.name}"
+        for folder in folders
+        if (root / folder).is_dir()
+        for entry in os.scandir(root / folder)
+    }
+    missing = [image for image in images if image.file not in found]
+    if missing:
+        first = missing[0]
+        raise UserError(
+            f"{path}: image {first.id}: {root / first.file}: listed but not on disk ({len(missing):,} such files); "
+            "restore them from the archive"
+        )
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -204,6 +258,8 @@ def _check_annotation(
     """Refuse an annotation that training or evaluation would stumble over; `seen` receives its id."""
     identity = _identity(path, f"annotations[{len(seen)}]", record)
     where = f"annotation {identity}"
+    if identity < 1:
+        _refuse(path, where, "its id is below 1, and COCO's evaluation takes 0 for an object that nothing found")
     if identity in seen:
         _refuse(path, where, "the id is used twice")
     seen.add(identity)

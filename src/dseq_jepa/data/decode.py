@@ -56,6 +56,21 @@ class BadImage(UserError):  # noqa: N818 - a user's problem first, an exception 
     """A picture file that cannot be read or decoded; the message names it."""
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as `decode` returns it, from its header.
+
+    Raises:
+        BadImage: the file cannot be read, or is no picture.
+
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImage(f"{path}: not a readable picture ({error})") from None
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Decode a picture file.
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dseq_jepa.data.ade20k import IGNORED, NAMES, read_mask, read_pairs
-from dseq_jepa.data.catalog import Split
+from dseq_jepa.data.catalog import Split, require_images
 from dseq_jepa.data.decode import BadImage
 from dseq_jepa.data.layouts import Part
 from dseq_jepa.data.names import Names
@@ -62,10 +62,11 @@ def load_masked(settings: DatasetSettings, part: Part) -> MaskedSplit:
     """Pictures and masks of a split of ADE20K's layout.
 
     Raises:
-        UserError: a picture without a mask, or the other way round.
+        UserError: a picture without a mask, or the other way round; a count differs from the settings.
 
     """
     pairs = read_pairs(settings.root, part)
+    require_images(settings, part, len(pairs))
     labels_N = np.zeros(len(pairs), np.int64)
     return MaskedSplit(settings.root, pairs.pictures, labels_N, NAMES, pairs.masks)
 

@@ -163,9 +163,8 @@ class Detectron2Task:
             num_workers=self.loading.workers,
         )
         evaluator = COCOEvaluator(name, tasks=tuple(KINDS.values()), output_dir=str(folder))
-        bf16 = self.settings.precision == "bf16"
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
-            judged: Mapping[str, Any] = inference_on_dataset(self.model, loader, evaluator)
+        # In fp32, as ViTDet's evaluation: bf16 would round coordinates and scores.
+        judged: Mapping[str, Any] = inference_on_dataset(self.model, loader, evaluator)
         return judged
 
 

@@ -187,7 +187,7 @@ class RegionHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
             return self._detect(features, proposals, sizes), {}
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         logits_NK, deltas_N4K = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals)))
-        losses = _box_losses(logits_NK, deltas_N4K, torch.cat(labels), torch.cat(goals))
+        losses = box_losses(logits_NK, deltas_N4K, torch.cat(labels), torch.cat(goals))
         positive = [torch.where(own > 0)[0] for own in labels]
         boxes = [own[rows] for own, rows in zip(proposals, positive, strict=True)]
         matched = [own[rows] for own, rows in zip(matched, positive, strict=True)]
@@ -218,7 +218,7 @@ class BoxPredictor(nn.Module):
         return self.score(x_ND), self.box(x_ND)
 
 
-def _box_losses(logits_NK: Tensor, deltas_N4K: Tensor, labels_N: Tensor, goals_N4: Tensor) -> dict[str, Tensor]:
+def box_losses(logits_NK: Tensor, deltas_N4K: Tensor, labels_N: Tensor, goals_N4: Tensor) -> dict[str, Tensor]:
     """Cross-entropy over all sampled regions; L1 over those that are objects, divided by the number of all."""
     positive = torch.where(labels_N > 0)[0]
     deltas_NK4 = deltas_N4K.view(len(labels_N), -1, 4)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dseq_jepa.data.catalog import require_images
 from dseq_jepa.data.coco import CocoPart, read_coco, require_same_categories
 from dseq_jepa.data.loaders import Batch
 from dseq_jepa.data.staging import staged
@@ -44,6 +45,8 @@ def read_parts(job: DetectJob, settings: DetectionSettings) -> tuple[CocoPart, C
     data = staged(job.data[settings.data], job.loading)
     train, val = read_coco(data.root, "train"), read_coco(data.root, "val")
     require_same_categories(train, val)
+    require_images(data, "train", len(train.images))
+    require_images(data, "val", len(val.images))
     if settings.engine == "detectron2":
         for part in (train, val):
             _require_polygons(part)
@@ -139,9 +142,8 @@ class DetectionTask:
         side, (height, width) = self.settings.image_size, image.image_CHW.shape[-2:]
         images_1CSS = torch.zeros(1, 3, side, side, dtype=torch.uint8)
         images_1CSS[0, :, :height, :width] = image.image_CHW
-        bf16 = self.settings.precision == "bf16"
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
-            (found,) = self.model.detect(images_1CSS.to(self.world.device), [(height, width)])
+        # In fp32 whatever the training's precision is, as ViTDet's evaluation: bf16 would round coordinates and scores.
+        (found,) = self.model.detect(images_1CSS.to(self.world.device), [(height, width)])
         return Searched(image.index, self._predictions(image, found, height, width))
 
     def _predictions(self, image: TestImage, found: dict[str, Tensor], height: int, width: int) -> list[Prediction]:
