@@ -6,6 +6,7 @@ pytest tests/cluster/test_launch.py
 import dataclasses
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -17,8 +18,9 @@ from dseq_jepa.cluster import launch as module
 from dseq_jepa.cluster.launch import launch
 from dseq_jepa.cluster.order import Order, Resources
 from dseq_jepa.cluster.records import Attempt, End
-from dseq_jepa.cluster.scheduler import Life, Machine, NoAnswerError, State
+from dseq_jepa.cluster.scheduler import Life, Machine, NoAnswerError, State, started
 from dseq_jepa.cluster.task import Task
+from dseq_jepa.errors import UserError
 from dseq_jepa.files import write_atomically
 
 RUNNING = State("RUNNING", "", Life.ALIVE)
@@ -119,6 +121,15 @@ def test_a_pending_job_that_is_cancelled_was_cancelled_and_no_more(play) -> None
     assert "file system" not in said
 
 
+def test_a_job_that_saved_its_state_and_was_not_put_back_is_submitted_again(play) -> None:
+    """A controller that was away for minutes, or submitit's local one, which stops after some starts."""
+    saved = ended(75, "interrupted")
+    for end in (over("FAILED"), over("GONE")):
+        script = Script((end, saved), (over("COMPLETED"), ended(0)))
+        status, said = play(script)
+        assert (status, len(script.tasks)) == (0, 2), said
+
+
 @pytest.mark.parametrize("record", [None, ended(75, "interrupted")], ids=["before its start", "later"])
 def test_memory_that_ran_out_without_a_failed_rank_has_its_advice(record: End | None, play) -> None:
     status, said = play(Script((over("OUT_OF_MEMORY"), record)))
@@ -150,6 +161,22 @@ def test_ctrl_c_right_after_the_submission_cancels_its_job(play, monkeypatch: py
     status, said = play(script)
     assert status == 130
     assert script.cancelled == ["1"], said
+
+
+def test_a_cancellation_that_nobody_confirms_is_not_called_one(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CANCELLING_SECONDS", 0.1)
+    script = Script((State("UNREACHABLE", "no answer", Life.UNKNOWN), None))
+
+    def interrupted(self: module.Waiter, submission: module.Submission) -> int:
+        script.cancel = lambda job: asked.append(job)
+        raise KeyboardInterrupt
+
+    asked: list[str] = []
+    monkeypatch.setattr(module.Waiter, "_follow", interrupted)
+    status, said = play(script)
+    assert status == 130
+    assert len(asked) > 1, "asked again"
+    assert "not over yet; UNREACHABLE (no answer). Cancel job 1 yourself" in said
 
 
 def test_ctrl_c_within_the_submission_ends_a_process_of_this_machine_too(
@@ -212,3 +239,22 @@ def test_a_job_that_another_login_node_submitted_is_found_by_its_name(answers: i
     assert "runs or waits already" in said
     assert (folder / "77_submitted.pkl").read_text() == "task"
     assert (order.claims.folder / "job-000001").read_text() == "77"
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_folder_where_another_scheduler_had_a_job_is_taken_once_that_is_over(
+    over: bool, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"kind": "submission", "cluster": "local", "command": order.command, "host": socket.gethostname()}
+    token = order.claims.take({**about, "pid": 1, "started": "1", "before": 0}, after=0)
+    start = "1" if over else started(os.getpid())
+    write_atomically(order.claims.folder / f"job-{token:06d}", f"{socket.gethostname()}:{os.getpid()}:{start}")
+    script = Script((State("COMPLETED", "", Life.OVER), ended(0)))
+    monkeypatch.setattr(module, "scheduler", lambda cluster: script if cluster == "slurm" else Machine())
+    monkeypatch.setattr(module, "submit", script.submit)
+    if over:
+        assert launch(order) == 0
+    else:
+        with pytest.raises(UserError, match="a job that --cluster local started may work here"):
+            launch(order)
+    assert len(script.tasks) == int(over)

@@ -26,6 +26,10 @@ def test_without_a_launcher_nothing_stands_before_a_command() -> None:
     assert prefix({"launcher": "none", "runtime": 5}) == ""
 
 
+def test_jobs_of_this_machine_are_launched_too_where_they_share_its_gpus() -> None:
+    assert prefix({"launcher": "local", "runtime": 1440}) == "dseq-jepa launch --cluster local --minutes 1440 --"
+
+
 def test_resources_become_the_options_that_launch_has() -> None:
     resources = {"launcher": "slurm", "runtime": 90, "mem_mb": 2000, "slurm_partition": "gpu h", "nodes": 2, "qos": ""}
     words = shlex.split(prefix(resources))
@@ -103,3 +107,12 @@ def test_gpus_are_asked_for_only_where_they_are_needed() -> None:
     assert sbatch_parameters(order, "n")["gpus_per_node"] == 8
     assert sbatch_parameters(order, "n")["slurm_constraint"] == "h200"
     assert "gpus_per_node" not in sbatch_parameters(Order(("select",), Path("x")), "n")
+
+
+def test_ranks_get_the_cores_that_were_asked_for_and_one_gpu_each() -> None:
+    order = Order(("select",), Path("x"), Resources(tasks=8, gpus=8, cpus=20))
+    order.check()
+    assert sbatch_parameters(order, "n")["cpus_per_task"] == 20
+    assert "--cpus-per-task=20" in sbatch_parameters(order, "n")["slurm_srun_args"], "srun does not ask sbatch"
+    with pytest.raises(UserError, match=r"--gpus 4: 8 processes of a node need one GPU each"):
+        Order(("select",), Path("x"), Resources(tasks=8, gpus=4)).check()

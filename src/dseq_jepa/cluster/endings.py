@@ -12,6 +12,8 @@ from dseq_jepa.cluster.scheduler import State
 
 LOST = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"}
 """Ends that are nobody's fault: the command is submitted again and goes on from its state."""
+ENDED = ("CANCELLED", "OUT_OF_MEMORY")
+"""Ends that no other start would change, though the job had saved its state and wanted to go on."""
 _MORE_MEMORY = "ask for more with --mem-mb, or lower the batch"
 _SAYING_ALL = {"CANCELLED": "it was cancelled", "OUT_OF_MEMORY": f"it ran out of memory: {_MORE_MEMORY}"}
 """States that leave no question about the folder or the environment."""

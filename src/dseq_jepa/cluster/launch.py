@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dseq_jepa.cluster.endings import LOST, of_job, of_rank
+from dseq_jepa.cluster.endings import ENDED, LOST, of_job, of_rank
 from dseq_jepa.cluster.gpus import visible_gpus
 from dseq_jepa.cluster.notify import notify
 from dseq_jepa.cluster.order import Order
-from dseq_jepa.cluster.records import SUPERSEDED, Attempt, End
+from dseq_jepa.cluster.records import INTERRUPTED, SUPERSEDED, Attempt, End
 from dseq_jepa.cluster.scheduler import Life, NoAnswerError, Scheduler, State, scheduler, started
 from dseq_jepa.cluster.shared import require_shared
 from dseq_jepa.cluster.submit import adopt, submit, task_of
@@ -35,7 +35,7 @@ from dseq_jepa.files import write_atomically
 
 _LOOK = 0.5
 _ASK_LEAST, _ASK_MOST = 2.0, 20.0
-_SUBMITTING_SECONDS = 300.0
+_SUBMITTING_SECONDS, _CANCELLING_SECONDS = 300.0, 60.0
 
 
 class DetachedError(Exception):
@@ -182,6 +182,9 @@ class Waiter:
         """The job of the claim that holds; None once it is over. One that is being submitted or ending is awaited."""
         token = current.content.get("submission", current.token)
         submitted = self.claims.read(token)
+        if submitted["cluster"] != self.scheduler.name:
+            self._require_over_there(token, submitted["cluster"])
+            return None
         waiting_since = time.monotonic()
         while (job := self._job_of(token, submitted)) is not None:
             if job != "":
@@ -196,6 +199,19 @@ class Waiter:
             time.sleep(_ASK_LEAST)
         return None
 
+    def _require_over_there(self, token: int, cluster: str) -> None:
+        """Refuse a folder whose last job another scheduler has, unless that one says that it is over."""
+        path = self._job_file(token)
+        try:
+            over = path.exists() and scheduler(cluster).state(path.read_text()).life is Life.OVER
+        except UserError:  # there is no such scheduler here
+            over = False
+        if not over:
+            raise UserError(
+                f"{self.order.place}: a job that --cluster {cluster} started may work here; look with that option, or "
+                f"delete {self.claims.folder} when you know that it is over."
+            )
+
     def _same_command(self, submitted: dict[str, Any], job: str) -> None:
         if submitted["command"] != self.order.command:
             raise UserError(
@@ -208,11 +224,6 @@ class Waiter:
         path = self._job_file(token)
         if path.exists():
             return path.read_text()
-        if submitted["cluster"] != self.scheduler.name:
-            raise UserError(
-                f"{self.order.place}: a job that --cluster {submitted['cluster']} started may work here; look with "
-                f"that option, or delete {self.claims.folder} when you know that it is over."
-            )
         submitting = self._submitting(submitted)  # before the look: it may submit between the two
         job = self._found(token)
         return "" if job is None and submitting else job
@@ -319,7 +330,7 @@ class Waiter:
         if failure is not None:
             self._explain(submission, failure)
             return failure.code
-        if state.name in LOST:
+        if state.name in LOST or (state.name not in ENDED and any(end.note == INTERRUPTED for end in ends)):
             return state
         if attempt is not None and state.name == "COMPLETED":
             return 0
@@ -347,10 +358,15 @@ class Waiter:
         if job is None:
             return
         self.scheduler.cancel(job)
-        until = time.monotonic() + 60
-        while self.scheduler.state(job).life is not Life.OVER and time.monotonic() < until:
+        until = time.monotonic() + _CANCELLING_SECONDS
+        while (state := self.scheduler.state(job)).life is not Life.OVER and time.monotonic() < until:
             time.sleep(_LOOK)
-        self.say(f"cancelled; {self.scheduler.state(job)}")
+            if state.life is Life.UNKNOWN:  # then it may not have heard of the cancellation either
+                self.scheduler.cancel(job)
+        if state.life is Life.OVER:
+            self.say(f"cancelled; {state}")
+        else:
+            self.say(f"not over yet; {state}. Cancel job {job} yourself; once it ends, nothing starts it again.")
 
     def _submitted_by_now(self, token: int) -> str | None:
         """The job of a submission that was interrupted."""

@@ -101,6 +101,11 @@ class Order:
                 f"--minutes {limit}: the time limit is not longer than the {saves:g} minutes between saved states; a "
                 f"job that is killed without warning would never get on. Raise the limit{other}."
             )
+        if 0 < self.resources.gpus < self.resources.tasks:
+            raise UserError(
+                f"--gpus {self.resources.gpus}: {self.resources.tasks} processes of a node need one GPU each; ask for "
+                "as many, or change compute.ranks"
+            )
         if self.cluster != "slurm" and self.resources.nodes > 1:
             raise UserError(f"--cluster {self.cluster} is one machine; --nodes {self.resources.nodes} needs slurm")
 
@@ -215,7 +220,8 @@ def sbatch_parameters(order: Order, name: str) -> dict[str, Any]:
         "cpus_per_task": wanted.cpus,
         "slurm_signal_delay_s": wanted.signal_seconds,
         # one failed process ends the others; --requeue where the cluster's default is not to
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        # since Slurm 22.05 srun does not know how many cores sbatch gave to a task
+        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={wanted.cpus}"],
         "slurm_additional_parameters": {"requeue": True},
     }
     if not wanted.gpus:

@@ -10,6 +10,7 @@ An attempt is one start of the job: Slurm's restart count.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,12 @@ class Attempt:
         """Rank 0 tells the others what this attempt may do."""
         write_atomically(self.folder / "start.json", json.dumps(start))
 
-    def announced(self, seconds: float) -> dict[str, Any] | None:
-        """What rank 0 announced, waited for."""
+    def announced(self, seconds: float, go_on: Callable[[], bool] = lambda: True) -> dict[str, Any] | None:
+        """What rank 0 announced, waited for as long as `go_on()`."""
         until = time.monotonic() + seconds
         path = self.folder / "start.json"
         while not path.exists():
-            if time.monotonic() > until:
+            if time.monotonic() > until or not go_on():
                 return None
             time.sleep(0.2)
         start: dict[str, Any] = json.loads(path.read_text())

@@ -6,6 +6,7 @@ does.
 """
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -87,7 +88,7 @@ class _Rank:
             self._end(1, self._enough())
         wanted = self.task.gpus if self.rank == 0 else 0
         with slots(wanted, self.task.visible, lambda: self.stopped_by is None) as taken:
-            start = (self._claim(taken) if self.rank == 0 else self.attempt.announced(_PATIENCE)) or {"token": None}
+            start = (self._claim(taken) if self.rank == 0 else self._told()) or {"token": None}
             if start["token"] is None:
                 _say("another job owns this folder by now; nothing is run.")
                 self._end(1, SUPERSEDED)
@@ -99,6 +100,11 @@ class _Rank:
         if self.stopped_by is not None and code in stopped:
             self._interrupted(code)
         self._end(code, "")
+
+    def _told(self) -> dict[str, Any] | None:
+        """What rank 0 announced; it may first have to wait for GPUs, as long as it takes."""
+        patience = math.inf if self.task.gpus else _PATIENCE
+        return self.attempt.announced(patience, lambda: self.stopped_by is None)
 
     def _claim(self, gpus: list[int] | None) -> dict[str, Any]:
         """Take the claim of this attempt, if the folder still belongs to this job."""
