@@ -174,6 +174,17 @@ def test_the_states_of_two_owners_never_have_the_same_name(tmp_path: Path) -> No
     assert json.loads((tmp_path / "state" / names[1]).read_text())["step"] == 7
 
 
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    """Its name has a step at which the next start may never save, and gigabytes behind it."""
+    store = StateStore(tmp_path / "state")
+    store.save(7, {})
+    left = tmp_path / "state" / ".state-00000009.t000001.pt.tmp"
+    left.write_bytes(b"half a state")
+    store.save(8, {})
+    assert not left.exists()
+    assert {path.stem for path in (tmp_path / "state").iterdir()} == {"state-00000007", "state-00000008"}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

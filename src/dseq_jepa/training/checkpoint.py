@@ -146,6 +146,8 @@ class StateStore:
         for path in self.directory.glob("state-*"):
             if path.stem not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.directory.glob(".state-*.tmp"):  # named after a step that the next start may not save at
+            path.unlink()
 
 
 def _write(state: State, file: Any, path: Path) -> None:
