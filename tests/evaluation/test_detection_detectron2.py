@@ -30,6 +30,7 @@ from dseq_jepa.models.weights import load_encoder, read_card
 from dseq_jepa.training.distributed import World
 from tests.evaluation.pictures import export
 from tests.evaluation.shapes import crowd, detection, job, make_shapes
+from tests.evaluation.tuned import killed_after, logged, same_weights, start, weights_noted
 from tests.models.checkpoints import encoder
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -155,6 +156,38 @@ def test_a_stopped_job_goes_on_to_the_same_bits(
     predictions = [read_predictions(tmp_path / out / "predictions.json.gz") for out in ("whole", "parts")]
     assert predictions[0] == predictions[1]
     assert len(predictions[0]) > 0
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_to_the_same_bits(shapes: DatasetSettings, weights: Path, tmp_path: Path) -> None:
+    work, parts = job(shapes, settings(epochs=20)), tmp_path / "parts"
+    killed_after(start("detect", work, weights, parts), parts, 18)
+    assert not (parts / "metrics.json").exists()
+    with weights_noted() as noted:
+        detect(work, weights, parts)
+        detect(work, weights, tmp_path / "whole")
+    assert '"name":"resumed"' in (parts / "journal.jsonl").read_text()
+    same_weights(*noted)
+    assert metrics(parts) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_judge_together(shapes: DatasetSettings, weights: Path, tmp_path: Path) -> None:
+    """Ranks sample their regions by draws of their own, so that losses are near those of one, not equal."""
+    work, losses = job(shapes, settings()), []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        process = start("detect", work, weights, out, ranks=ranks, save_seconds=1000)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        found = metrics(out)
+        assert (found["n"], found["steps"]) == (4, 6)
+        predictions = read_predictions(out / "predictions.json.gz")
+        values, _ = average_precision(shapes.root / "annotations" / "instances_val2017.json", predictions)
+        assert found["values"]["detectron2_box_ap"] == pytest.approx(values["box_ap"], abs=1e-9)
+        assert len({one["image_id"] for one in predictions}) == 4, "every rank's pictures are judged"
+        losses.append([values["coco/loss"] for _, values in logged(out) if "coco/loss" in values])
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
 
 
 def test_batches_are_those_of_the_other_engine(shapes: DatasetSettings, weights: Path) -> None:
