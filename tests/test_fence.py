@@ -174,6 +174,23 @@ def test_the_states_of_two_owners_never_have_the_same_name(tmp_path: Path) -> No
     assert json.loads((tmp_path / "state" / names[1]).read_text())["step"] == 7
 
 
+def test_a_superseded_state_of_a_later_step_does_not_push_out_the_owners(tmp_path: Path) -> None:
+    """On a network file system its process may not see for seconds that it was superseded."""
+    claims = Claims(tmp_path / "claims")
+    assert claims.take({}, after=0) == 1
+    old = StateStore(tmp_path / "state", Fence(claims.folder, 1))
+    for step in (9, 10):
+        old.save(step, {"owner": 1})
+    assert claims.take({}, after=1) == 2
+    owner = StateStore(tmp_path / "state", Fence(claims.folder, 2))
+    for step in (7, 8):
+        owner.save(step, {"owner": 2})
+    assert owner.newest() == ({"owner": 2}, [])
+    assert {path.name for path in (tmp_path / "state").glob("*.pt")} == {
+        "state-00000007.t000002.pt", "state-00000008.t000002.pt"
+    }  # fmt: skip
+
+
 def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path: Path) -> None:
     """Its name has a step at which the next start may never save, and gigabytes behind it."""
     store = StateStore(tmp_path / "state")

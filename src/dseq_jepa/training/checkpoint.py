@@ -47,7 +47,8 @@ class StateStore:
         self.directory, self.fence = directory, fence
 
     def save(self, step: int, state: State) -> None:
-        """Write the state after `step` optimisation steps, then forget all but the last two.
+        """Write the state after `step` optimisation steps, then forget all but the last two, and any of a later step:
+        it is damaged, or of a process that was superseded and went on for a while before it noticed.
 
         Raises:
             UserError: when the disk is full or another process took over; the states before stay intact.
@@ -63,6 +64,9 @@ class StateStore:
             manifest["shards"] = {shard.name: _described(shard) for shard in shards}
         self.fence.check()
         write_atomically(path.with_suffix(".json"), json.dumps(manifest))
+        for manifest in self._manifests():
+            if json.loads(manifest.read_text())["step"] > step:
+                manifest.unlink()
         self._forget(KEPT_STATES)
 
     def save_shards(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
