@@ -67,7 +67,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError) as error:
+    except _PILLOW_ERRORS as error:
         raise BadImage(f"{path}: not a readable picture ({error})") from None
 
 
