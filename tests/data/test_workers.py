@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from dseq_jepa.data.workers import patient
 
 LEFT_BEHIND = """
-import signal, sys
+import sys
 from torch.utils.data import DataLoader
 from dseq_jepa.data.workers import patient
 
@@ -24,7 +24,7 @@ sys.kept = kept     # nothing closes it before the interpreter does
 
 
 def test_a_signal_to_all_processes_leaves_the_loading_ones_at_work() -> None:
-    batches = iter(DataLoader(range(200), num_workers=2, worker_init_fn=patient()))  # type: ignore[arg-type]
+    batches = iter(DataLoader(range(200), num_workers=2, worker_init_fn=patient()))
     found = [next(batches).item(), next(batches).item()]  # both are at work
     for worker in batches._workers:
         os.kill(worker.pid, signal.SIGTERM)

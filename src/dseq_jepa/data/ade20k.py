@@ -7,8 +7,6 @@ classes of `NAMES`. `check_pairs` reads every mask once, before hours of trainin
 """
 
 import io
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dseq_jepa.data.decode import BadImage, upright_size
-from dseq_jepa.data.layouts import Part, pictures_in
+from dseq_jepa.data.layouts import Part, pictures_in, require_good_files
 from dseq_jepa.data.names import Names
 from dseq_jepa.errors import UserError
 
@@ -115,15 +113,7 @@ def check_pairs(pairs: Pairs) -> None:
         UserError: naming the first bad file, what is wrong with it, and how many more there are.
 
     """
-    with ThreadPoolExecutor(16) as pool:
-        problems = list(_found(pool.map(lambda index: _problem(pairs, index), range(len(pairs)))))
-    if problems:
-        others = f" (and {len(problems) - 1:,} more such files)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{others}; restore them from the archive")
-
-
-def _found(problems: Iterator[str | None]) -> Iterator[str]:
-    return (problem for problem in problems if problem is not None)
+    require_good_files(lambda index: _problem(pairs, index), len(pairs))
 
 
 def _problem(pairs: Pairs, index: int) -> str | None:

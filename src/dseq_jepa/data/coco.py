@@ -9,9 +9,7 @@ official ids (which have gaps); 0 is background.
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseq_jepa.data.decode import BadImage, upright_size
-from dseq_jepa.data.layouts import Part, read_json
+from dseq_jepa.data.layouts import Part, missing_on_disk, read_json, require_good_files
 from dseq_jepa.errors import UserError
 
 SLACK = 1.0
@@ -140,11 +138,7 @@ def check_pictures(part: CocoPart) -> None:
         UserError: naming the first picture that is not as large as its record says, and how many more there are.
 
     """
-    with ThreadPoolExecutor(16) as pool:
-        problems = [problem for problem in pool.map(lambda image: _problem(part, image), part.images) if problem]
-    if problems:
-        others = f" (and {len(problems) - 1:,} more such files)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{others}; restore them from the archive")
+    require_good_files(lambda index: _problem(part, part.images[index]), len(part.images))
 
 
 def _problem(part: CocoPart, image: CocoImage) -> str | None:
@@ -227,17 +221,8 @@ def _identity(path: Path, where: str, record: Any) -> int:
 
 
 def _require_on_disk(path: Path, root: Path, images: Collection[CocoImage]) -> None:
-    """Refuse records of pictures that are not there; every folder is listed once."""
-    folders = {image.file.rpartition("/")[0] for image in images}
-    found = {
-        f"{folder}/{entry.name}"
-        for folder in folders
-        if (root / folder).is_dir()
-        for entry in os.scandir(root / folder)
-    }
-    missing = [image for image in images if image.file not in found]
-    if missing:
-        first = missing[0]
+    if missing := missing_on_disk(root, (image.file for image in images)):
+        first = next(image for image in images if image.file == missing[0])
         raise UserError(
             f"{path}: image {first.id}: {root / first.file}: listed but not on disk ({len(missing):,} such files); "
             "restore them from the archive"

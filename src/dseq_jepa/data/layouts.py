@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,12 +146,34 @@ def pictures_in(path: Path) -> list[str]:
 
 
 def require_on_disk(root: Path, names: Iterable[str]) -> None:
-    """Refuse a list of pictures of which some are not there; every folder is listed once.
+    """Refuse a list of pictures of which some are not there.
 
     Raises:
         UserError: naming the first missing file and the number of them.
 
     """
+    if missing := missing_on_disk(root, names):
+        raise UserError(
+            f"{root / missing[0]}: listed but not on disk ({len(missing):,} such files); restore them from the archive"
+        )
+
+
+def require_good_files(problem: Callable[[int], str | None], count: int) -> None:
+    """Look at files by their numbers, several at a time, for a network file system answers slowly but to many at once.
+
+    Raises:
+        UserError: the first problem, and how many more there are.
+
+    """
+    with ThreadPoolExecutor(16) as pool:
+        problems = [found for found in pool.map(problem, range(count)) if found is not None]
+    if problems:
+        others = f" (and {len(problems) - 1:,} more such files)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{others}; restore them from the archive")
+
+
+def missing_on_disk(root: Path, names: Iterable[str]) -> list[str]:
+    """The pictures that are not there; every folder is listed once."""
     seen: dict[str, set[str]] = {}
     missing = []
     for name in names:
@@ -159,10 +182,7 @@ def require_on_disk(root: Path, names: Iterable[str]) -> None:
             seen[folder] = {entry.name for entry in os.scandir(root / folder)} if (root / folder).is_dir() else set()
         if file not in seen[folder]:
             missing.append(name)
-    if missing:
-        raise UserError(
-            f"{root / missing[0]}: listed but not on disk ({len(missing):,} such files); restore them from the archive"
-        )
+    return missing
 
 
 def _scan(path: Path) -> Iterable[os.DirEntry[str]]:

@@ -14,21 +14,20 @@ Shapes: B images of this rank, C channels, H W pixels.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dseq_jepa.data.catalog import Split
 from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.settings import LoadingSettings
 from dseq_jepa.data.transforms import TestView, TrainView, View
-from dseq_jepa.data.workers import patient
+from dseq_jepa.data.workers import Failure, load
 from dseq_jepa.draws import uniforms
 from dseq_jepa.errors import UserError
 
@@ -172,7 +171,7 @@ def training_batches(
     reader = _Reader(split, view, loading.on_bad_image == "skip", order)
     return (
         Batch(step, loaded.ids_B, loaded.images_BCHW, loaded.skipped)
-        for step, loaded in zip(itertools.count(start_step), _load(reader, requests, loading.workers), strict=False)
+        for step, loaded in zip(itertools.count(start_step), load(reader, requests, loading.workers), strict=False)
     )
 
 
@@ -225,7 +224,7 @@ def probe_training_batches(
             yield _Request(epoch, np.arange(start, start + share), order(epoch)[start : start + share])
 
     reader = _Reader(split, view, loading.on_bad_image == "skip", order)
-    return map(_Labeller(split), _load(reader, requests, loading.workers))
+    return map(_Labeller(split), load(reader, requests, loading.workers))
 
 
 def evaluation_batches(
@@ -263,7 +262,7 @@ def evaluation_batches(
             yield _Request(0, mine_B, indices[mine_B])
 
     reader = _Reader(split, view, loading.on_bad_image == "skip", None)
-    return map(_Labeller(split), _load(reader, requests, loading.workers))
+    return map(_Labeller(split), load(reader, requests, loading.workers))
 
 
 class EpochOrder:
@@ -304,14 +303,7 @@ class _Loaded:
 
 
 @dataclass(frozen=True, eq=False)
-class _Failure:
-    """A BadImage on its way out of a worker, where an exception would arrive wrapped in the worker's traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Reader(Dataset["_Loaded | _Failure"]):
+class _Reader(Dataset["_Loaded | Failure"]):
     """Reads and decodes the images of a request; lives in the workers."""
 
     split: Split
@@ -320,11 +312,11 @@ class _Reader(Dataset["_Loaded | _Failure"]):
     order: EpochOrder | None
     """Where the replacement of an unreadable image comes from; None: it is left out."""
 
-    def __getitem__(self, request: _Request) -> "_Loaded | _Failure":
+    def __getitem__(self, request: _Request) -> "_Loaded | Failure":
         try:
             return self._read(request)
         except BadImage as error:
-            return _Failure(str(error))
+            return Failure(str(error))
 
     def _read(self, request: _Request) -> _Loaded:
         ids, views, skipped = [], [], 0
@@ -366,42 +358,6 @@ class _Labeller:
     def __call__(self, loaded: _Loaded) -> LabelledBatch:
         labels_B = torch.from_numpy(self.split.labels[loaded.ids_B.numpy()])
         return LabelledBatch(loaded.ids_B, loaded.images_BCHW, labels_B, loaded.skipped)
-
-
-class _Requests(Iterable[_Request]):
-    """Requests as the DataLoader takes them: an iterable that it opens itself."""
-
-    def __init__(self, make: Callable[[], Iterator[_Request]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[_Request]:
-        return self._make()
-
-
-def _load(reader: _Reader, requests: Callable[[], Iterator[_Request]], workers: int) -> Iterator[_Loaded]:
-    """Answer requests in order."""
-    results: Iterable[_Loaded | _Failure]
-    if workers == 0:
-        results = map(reader.__getitem__, requests())
-    else:
-        results = DataLoader(
-            reader,
-            sampler=_Requests(requests),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            worker_init_fn=patient(),
-            pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # torch ships it untyped
-            generator=torch.Generator(),  # or the DataLoader would take a number from the global one
-        )
-    for result in results:
-        if isinstance(result, _Failure):
-            raise BadImage(result.message)
-        yield result
-
-
-def _unchanged(loaded: Any) -> Any:
-    return loaded
 
 
 def _share(batch_size: int, ranks: int) -> int:

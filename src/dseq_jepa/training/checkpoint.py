@@ -64,9 +64,9 @@ class StateStore:
             manifest["shards"] = {shard.name: _described(shard) for shard in shards}
         self.fence.check()
         write_atomically(path.with_suffix(".json"), json.dumps(manifest))
-        for manifest in self._manifests():
-            if json.loads(manifest.read_text())["step"] > step:
-                manifest.unlink()
+        for other in self._manifests():
+            if json.loads(other.read_text())["step"] > step:
+                other.unlink()
         self._forget(KEPT_STATES)
 
     def save_shards(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -6,25 +6,22 @@ As in pre-training, an epoch's order depends on (seed, epoch) only, so a run res
 this rank, S side of the square that they are padded to.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dseq_jepa.data.coco import CocoPart
 from dseq_jepa.data.decode import BadImage, read_picture
 from dseq_jepa.data.loaders import Batch, EpochOrder
 from dseq_jepa.data.settings import LoadingSettings
-from dseq_jepa.data.workers import patient
+from dseq_jepa.data.workers import Failure, load
 from dseq_jepa.errors import UserError
 from dseq_jepa.evaluation.detection.views import JitteredView, Sample, Targets, place_image, whole
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +118,7 @@ def training_batches(
             epoch, within = divmod(step, steps)
             yield step, epoch, within * batch_size + rank * share
 
-    return _load(_TrainingReader(part, view, order, share, loading.on_bad_image == "skip"), requests, loading.workers)
+    return load(_TrainingReader(part, view, order, share, loading.on_bad_image == "skip"), requests, loading.workers)
 
 
 def test_images(
@@ -134,35 +131,28 @@ def test_images(
 
     """
     reader = _TestReader(part, image_size, loading.on_bad_image == "skip")
-    return _load(reader, lambda: iter(range(rank, len(part.images), ranks)), loading.workers)
+    return load(reader, lambda: iter(range(rank, len(part.images), ranks)), loading.workers)
 
 
 test_images.__test__ = False  # type: ignore[attr-defined]  # not a test either
 
 
 @dataclass(frozen=True, eq=False)
-class _Failure:
-    """A BadImage on its way out of a worker, where an exception would arrive wrapped in the worker's traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True, eq=False)
-class _TrainingReader(Dataset["TrainingBatch | _Failure"]):
+class _TrainingReader(Dataset["TrainingBatch | Failure"]):
     part: CocoPart
     view: JitteredView
     order: EpochOrder
     share: int
     skip: bool
 
-    def __getitem__(self, request: tuple[int, int, int]) -> "TrainingBatch | _Failure":
+    def __getitem__(self, request: tuple[int, int, int]) -> "TrainingBatch | Failure":
         step, epoch, start = request
         ids, samples, skipped = [], [], 0
         for position in range(start, start + self.share):
             try:
                 index, sample, bad = self._first_readable(epoch, position)
             except BadImage as error:
-                return _Failure(str(error))
+                return Failure(str(error))
             ids.append(index)
             samples.append(sample)
             skipped += bad
@@ -184,18 +174,18 @@ class _TrainingReader(Dataset["TrainingBatch | _Failure"]):
 
 
 @dataclass(frozen=True, eq=False)
-class _TestReader(Dataset["TestImage | _Failure"]):
+class _TestReader(Dataset["TestImage | Failure"]):
     part: CocoPart
     image_size: int
     skip: bool
 
-    def __getitem__(self, index: int) -> "TestImage | _Failure":
+    def __getitem__(self, index: int) -> "TestImage | Failure":
         image = self.part.images[index]
         try:
             pixels_HWC = read_matching(self.part, index)
         except BadImage as error:
             if not self.skip:
-                return _Failure(f"{error}. Restore the file or set loading.on_bad_image: skip.")
+                return Failure(f"{error}. Restore the file or set loading.on_bad_image: skip.")
             return TestImage(index, None, image.height, image.width)
         view_CHW = place_image(pixels_HWC, whole(image.height, image.width, self.image_size))
         return TestImage(index, view_CHW, image.height, image.width)
@@ -213,43 +203,3 @@ def padded(step: int, ids: list[int], samples: list[Sample], size: int, skipped:
         targets.append(Targets(sample.targets.boxes_N4, sample.targets.labels_N, masks_NSS))
         sizes.append((height, width))
     return TrainingBatch(step, torch.tensor(ids), images_BCSS, skipped, sizes, targets)
-
-
-Request = TypeVar("Request")
-
-
-class _Requests(Iterable[Request], Generic[Request]):
-    """Requests as the DataLoader takes them: an iterable that it opens itself."""
-
-    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Request]:
-        return self._make()
-
-
-def _load(
-    reader: "Dataset[Result | _Failure]", requests: Callable[[], Iterator[Request]], workers: int
-) -> Iterator[Result]:
-    """Answer requests in order."""
-    results: Iterable[Result | _Failure]
-    if workers == 0:
-        results = map(reader.__getitem__, requests())
-    else:
-        results = DataLoader(
-            reader,
-            sampler=_Requests(requests),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            worker_init_fn=patient(),
-            generator=torch.Generator(),  # or the DataLoader would take a number from the global one
-        )
-    for result in results:
-        if isinstance(result, _Failure):
-            raise BadImage(result.message)
-        yield result
-
-
-def _unchanged(loaded: Result) -> Result:
-    return loaded
